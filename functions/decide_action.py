@@ -1,0 +1,14 @@
+"""Queue failed-runs: decide once about a failed run."""
+
+import azure.functions as func
+
+from functions.queue_message import envelope_of
+from shared import bootstrap
+
+blueprint = func.Blueprint()
+
+
+@blueprint.function_name("decide_action")
+@blueprint.service_bus_queue_trigger(arg_name="message", queue_name="failed-runs", connection="SERVICE_BUS_CONNECTION")
+def decide_action(message: func.ServiceBusMessage) -> None:
+    bootstrap.services().delivery.deliver(envelope_of("failed-runs", message))

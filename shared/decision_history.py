@@ -1,0 +1,468 @@
+"""What was decided and done: in Azure Tables, or in memory for as long as the process lives.
+
+| table | partition key | row key | one row |
+|---|---|---|---|
+| `<prefix>incidents` | workspace | run id, 20 digits | one incident |
+| `<prefix>incidents` | workspace | `link-` + run id, 20 digits | a run-now retry of an incident |
+| `<prefix>events` | workspace + `:` + run id | time, kind, hash of the kind | one thing that happened |
+| `<prefix>state` | `scan` | workspace | what the last detection tick left |
+| `<prefix>state` | `agent` | `pause` | whether all actions are stopped |
+| `<prefix>state` | `rejected` | hash of queue, message id and body hash | a message that was not understood |
+
+A value is one JSON text in the property `body`; the other properties are for queries and for people who look at a row.
+Azure Tables: a string property holds 64 KiB of UTF-16, a binary one 64 KiB, a row 1 MiB in 255 properties.
+"""
+
+import hashlib
+import json
+import re
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from itertools import accumulate, count, pairwise
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from pydantic import TypeAdapter
+
+from shared.domain import Event, Incident, Pause, ScanState
+from shared.errors import (
+    AgentError,
+    ConflictError,
+    NotAuthorisedError,
+    PermanentError,
+    ThrottledError,
+    TransientError,
+)
+from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from azure.core.exceptions import AzureError
+    from azure.data.tables import TableClient, TableServiceClient
+
+type Row = dict[str, Any]
+
+INCIDENTS = "incidents"
+EVENTS = "events"
+STATE = "state"
+
+SCHEMA_VERSION = 1
+MAX_STRING_UNITS = 32_000  # UTF-16 code units; the service takes 32,768
+MAX_BINARY_BYTES = 60 * 1024  # the service takes 64 KiB
+TIMEOUT_SECONDS = 10
+RETRIES = 2
+
+_INCIDENT = TypeAdapter(Incident)
+_EVENT = TypeAdapter(Event)
+_PAUSE = TypeAdapter(Pause)
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedMessage:
+    """Why a message was not understood; never its body."""
+
+    queue: str
+    message_id: str
+    reason: str
+    body_sha256: str
+    at: datetime
+
+
+class InMemoryDecisionHistory:
+    """A history that lives as long as the process: for passes over a workspace without Azure Tables, and for tests."""
+
+    def __init__(self) -> None:
+        self.rejected: dict[tuple[str, str, str], RejectedMessage] = {}
+        self._lock = threading.Lock()
+        self._etags = count(1)
+        self._scans: dict[str, ScanState] = {}
+        self._incidents: dict[tuple[str, int], Incident] = {}
+        self._links: dict[tuple[str, int], int] = {}
+        self._events: dict[tuple[str, int, datetime, str], Event] = {}
+        self._pause = Pause(paused=False)
+
+    def read_scan(self, workspace: str) -> ScanState | None:
+        return self._scans.get(workspace)
+
+    def save_scan(self, scan: ScanState) -> ScanState:
+        with self._lock:
+            stored = self._scans.get(scan.workspace)
+            if (stored.etag if stored else "") != scan.etag:
+                raise ConflictError(f"the scan state of workspace {scan.workspace} was changed by somebody else")
+            saved = replace(scan, etag=self._new_etag())
+            self._scans[scan.workspace] = saved
+            return saved
+
+    def read_incident(self, workspace: str, run_id: int) -> Incident | None:
+        with self._lock:
+            own = self._incidents.get((workspace, run_id))
+            return own or self._incidents.get((workspace, self._links.get((workspace, run_id), run_id)))
+
+    def save_incident(self, incident: Incident) -> Incident:
+        with self._lock:
+            key = (incident.workspace, incident.run_id)
+            stored = self._incidents.get(key)
+            if (stored.etag if stored else "") != incident.etag:
+                return own_earlier_write(incident, stored)
+            saved = replace(incident, etag=self._new_etag())
+            self._incidents[key] = saved
+            return saved
+
+    def link_run(self, workspace: str, run_id: int, *, incident_run_id: int) -> None:
+        with self._lock:
+            self._links[workspace, run_id] = incident_run_id
+
+    def open_incidents(self, workspace: str) -> list[Incident]:
+        return [incident for incident in self._incidents_of(workspace) if not incident.state.is_terminal]
+
+    def closed_incidents(self, workspace: str, *, updated_after: datetime) -> list[Incident]:
+        closed = (incident for incident in self._incidents_of(workspace) if incident.state.is_terminal)
+        return [incident for incident in closed if incident.updated_at > updated_after]
+
+    def _incidents_of(self, workspace: str) -> list[Incident]:
+        with self._lock:
+            return [incident for (of, _), incident in sorted(self._incidents.items()) if of == workspace]
+
+    def record(self, event: Event) -> None:
+        with self._lock:
+            self._events[event.workspace, event.run_id, event.at, event.kind] = event
+
+    def events(self, workspace: str, run_id: int) -> list[Event]:
+        with self._lock:
+            found = [event for event in self._events.values() if (event.workspace, event.run_id) == (workspace, run_id)]
+        return sorted(found, key=lambda event: (event.at, event.kind))
+
+    def record_rejected(self, *, queue: str, message_id: str, reason: str, body_sha256: str, at: datetime) -> None:
+        with self._lock:
+            rejected = RejectedMessage(queue, message_id, reason, body_sha256, at)
+            self.rejected[queue, message_id, body_sha256] = rejected
+
+    def read_pause(self) -> Pause:
+        return self._pause
+
+    def save_pause(self, pause: Pause) -> None:
+        self._pause = pause
+
+    def _new_etag(self) -> str:
+        return f"memory-{next(self._etags)}"
+
+
+class TableDecisionHistory:
+    """The history in Azure Tables. Safe to share between threads; makes no call before it is used.
+
+    Every method raises TransientError or ThrottledError where the service cannot answer now, NotAuthorisedError where
+    the identity lacks a right, PermanentError where a row is not understood or a table was deleted.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises ConfigurationError where neither a connection string nor an endpoint is set."""
+        settings.require(("tables_connection_string", "tables_endpoint"))
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._tables: dict[str, TableClient] = {}
+
+    def read_scan(self, workspace: str) -> ScanState | None:
+        row = self._read(STATE, "scan", workspace)
+        return scan_from(row) if row else None
+
+    def save_scan(self, scan: ScanState) -> ScanState:
+        row = row_of_scan(scan, write_guid=uuid4().hex)
+        etag = self._write(STATE, row, scan.etag)
+        if etag is None:  # refused; it is our own write where the first answer was lost and the client sent it again
+            stored = self._read(STATE, "scan", scan.workspace)
+            if stored is None or stored["write_guid"] != row["write_guid"]:
+                raise ConflictError(
+                    f"the scan state of workspace {scan.workspace} was changed by somebody else: read it again"
+                )
+            etag = stored["etag"]
+        return replace(scan, etag=etag)
+
+    def read_incident(self, workspace: str, run_id: int) -> Incident | None:
+        row = self._read(INCIDENTS, workspace, key_of_run(run_id))
+        if row is None and (link := self._read(INCIDENTS, workspace, f"link-{key_of_run(run_id)}")):
+            row = self._read(INCIDENTS, workspace, link["incident_key"])
+        return incident_from(row) if row else None
+
+    def save_incident(self, incident: Incident) -> Incident:
+        row = row_of_incident(incident)
+        etag = self._write(INCIDENTS, row, incident.etag)
+        if etag is None:
+            stored = self._read(INCIDENTS, incident.workspace, key_of_run(incident.run_id))
+            written = incident_from(row | {"etag": incident.etag})
+            etag = own_earlier_write(written, incident_from(stored) if stored else None).etag
+        return replace(incident, etag=etag)
+
+    def link_run(self, workspace: str, run_id: int, *, incident_run_id: int) -> None:
+        row = new_row(workspace, f"link-{key_of_run(run_id)}", incident_key=key_of_run(incident_run_id))
+        self._upsert(INCIDENTS, row)
+
+    def open_incidents(self, workspace: str) -> list[Incident]:
+        rows = self._query(INCIDENTS, "PartitionKey eq @workspace and is_open eq true", workspace=workspace)
+        return [incident_from(row) for row in rows]
+
+    def closed_incidents(self, workspace: str, *, updated_after: datetime) -> list[Incident]:
+        closed = "PartitionKey eq @workspace and is_open eq false and updated_at gt @after"
+        rows = self._query(INCIDENTS, closed, workspace=workspace, after=updated_after.astimezone(UTC))
+        return [incident_from(row) for row in rows]
+
+    def record(self, event: Event) -> None:
+        self._upsert(EVENTS, row_of_event(event))
+
+    def events(self, workspace: str, run_id: int) -> list[Event]:
+        rows = self._query(EVENTS, "PartitionKey eq @incident", incident=f"{workspace}:{run_id}")
+        return sorted((value_from(row, _EVENT) for row in rows), key=lambda event: (event.at, event.kind))
+
+    def record_rejected(self, *, queue: str, message_id: str, reason: str, body_sha256: str, at: datetime) -> None:
+        key = hashlib.sha256(f"{queue}\n{message_id}\n{body_sha256}".encode()).hexdigest()
+        rejected = {"queue": queue, "message_id": message_id, "reason": reason, "body_sha256": body_sha256, "at": at}
+        self._upsert(STATE, new_row("rejected", key, **rejected))
+
+    def read_pause(self) -> Pause:
+        row = self._read(STATE, "agent", "pause")
+        return value_from(row, _PAUSE) if row else Pause(paused=False)
+
+    def save_pause(self, pause: Pause) -> None:
+        self._upsert(STATE, new_row("agent", "pause", body=json_of(pause, _PAUSE), paused=pause.paused))
+
+    def _read(self, table: str, partition_key: str, row_key: str) -> Row | None:
+        from azure.core.exceptions import ResourceNotFoundError
+        from azure.data.tables import TableErrorCode
+
+        with translated_errors(f"reading {row_key} of {partition_key} in table {table}"):
+            try:
+                entity = self._table(table).get_entity(partition_key, row_key)
+            except ResourceNotFoundError as error:
+                # A table that was deleted must not look like a history in which nothing has happened yet.
+                if getattr(error, "error_code", None) == TableErrorCode.TABLE_NOT_FOUND:
+                    raise
+                return None
+        return checked(dict(entity) | {"etag": entity.metadata["etag"]})
+
+    def _query(self, table: str, query: str, **parameters: str | datetime) -> list[Row]:
+        with translated_errors(f"querying table {table}"):
+            found = self._table(table).query_entities(query, parameters=parameters)
+            return [checked(dict(entity) | {"etag": entity.metadata["etag"]}) for entity in found]
+
+    def _upsert(self, table: str, row: Row) -> None:
+        from azure.data.tables import UpdateMode
+
+        with translated_errors(f"writing {row['RowKey']} of {row['PartitionKey']} in table {table}"):
+            self._table(table).upsert_entity(row, UpdateMode.REPLACE)
+
+    def _write(self, table: str, row: Row, etag: str) -> str | None:
+        """Insert (etag empty) or replace if unchanged. The new etag; None where the row is not as the etag says."""
+        from azure.core import MatchConditions
+        from azure.core.exceptions import ResourceExistsError, ResourceModifiedError, ResourceNotFoundError
+        from azure.data.tables import UpdateMode
+
+        refusals = (ResourceModifiedError, ResourceNotFoundError) if etag else (ResourceExistsError,)
+        with translated_errors(f"writing {row['RowKey']} of {row['PartitionKey']} in table {table}"):
+            client = self._table(table)
+            try:
+                if etag:
+                    unchanged = MatchConditions.IfNotModified
+                    answer = client.update_entity(row, UpdateMode.REPLACE, etag=etag, match_condition=unchanged)
+                else:
+                    answer = client.create_entity(row)
+            except refusals:
+                return None
+        return str(answer["etag"])
+
+    def _table(self, name: str) -> "TableClient":
+        """The client of a table, which is created once per process if need be."""
+        with self._lock:
+            if name not in self._tables:
+                full_name = f"{self._settings.table_prefix}{name}"
+                self._tables[name] = self._service.create_table_if_not_exists(full_name)
+            return self._tables[name]
+
+    @cached_property
+    def _service(self) -> "TableServiceClient":
+        """The client of the account.
+
+        An answer that asks for a pause is not waited for: with `retry_status` above 0, the SDK would sleep for however
+        long Retry-After says. Connections that fail or break are tried again after fractions of a second.
+        """
+        from azure.data.tables import TableServiceClient
+
+        limits: dict[str, Any] = {
+            "retry_total": RETRIES,
+            "retry_status": 0,
+            "connection_timeout": TIMEOUT_SECONDS,
+            "read_timeout": TIMEOUT_SECONDS,
+        }
+        settings = self._settings
+        if settings.tables_connection_string:
+            return TableServiceClient.from_connection_string(settings.tables_connection_string, **limits)
+        from azure.identity import DefaultAzureCredential
+
+        credential = DefaultAzureCredential(managed_identity_client_id=settings.azure_client_id or None)
+        return TableServiceClient(settings.tables_endpoint, credential=credential, **limits)
+
+
+def own_earlier_write(incident: Incident, stored: Incident | None) -> Incident:
+    """The stored row, where a refused write had in truth landed before; else raises ConflictError.
+
+    A lost answer makes a client send a write twice, and the second one is refused because of the first (Azure SDK for
+    .NET, issue 39146). The write's guid tells it from somebody else's; the rest is compared too, so that a guid which
+    was not renewed cannot pass another value off as ours.
+    """
+    if stored is not None and incident.write_guid and replace(stored, etag=incident.etag) == incident:
+        return stored
+    raise ConflictError(
+        f"the incident of run {incident.run_id} in workspace {incident.workspace} was changed by somebody else: "
+        "read it again"
+    )
+
+
+def new_row(partition_key: str, row_key: str, **properties: object) -> Row:
+    return {"PartitionKey": partition_key, "RowKey": row_key, "schema_version": SCHEMA_VERSION} | properties
+
+
+def checked(row: Row) -> Row:
+    """The row itself; raises PermanentError where another version of the agent wrote it."""
+    if row.get("schema_version") != SCHEMA_VERSION:
+        raise PermanentError(
+            f"{name_of(row)} has schema version {row.get('schema_version')}, not {SCHEMA_VERSION}: "
+            "run the version of the agent that wrote it"
+        )
+    return row
+
+
+def name_of(row: Row) -> str:
+    return f"row {row['RowKey']} of partition {row['PartitionKey']}"
+
+
+def json_of[T](value: T, adapter: TypeAdapter[T]) -> str:
+    return json.dumps(adapter.dump_python(value, mode="json"), ensure_ascii=False)
+
+
+def value_from[T](row: Row, adapter: TypeAdapter[T]) -> T:
+    try:
+        return adapter.validate_python(json.loads(row["body"]))
+    except (KeyError, ValueError) as error:
+        raise PermanentError(f"{name_of(row)} is damaged: its body is not the expected JSON") from error
+
+
+def key_of_run(run_id: int) -> str:
+    """Row keys are ordered as text, hence the zeros. Run ids are 64-bit numbers of at most 19 digits."""
+    return f"{run_id:020d}"
+
+
+def row_of_incident(incident: Incident) -> Row:
+    """The excerpt gets a property of its own, since it alone can be large."""
+    decision = incident.decision
+    bare = replace(incident, etag="", decision=replace(decision, excerpt="") if decision else None)
+    return new_row(
+        incident.workspace,
+        key_of_run(incident.run_id),
+        body=json_of(bare, _INCIDENT),
+        excerpt=fitting_lines(decision.excerpt) if decision else "",
+        state=str(incident.state),
+        is_open=not incident.state.is_terminal,
+        job_id=str(incident.job_id or ""),
+        failure_id=incident.failure_id,
+        fingerprint=decision.fingerprint if decision else "",
+        decision=str(decision.decision) if decision else "",
+        updated_at=incident.updated_at.astimezone(UTC),
+    )
+
+
+def incident_from(row: Row) -> Incident:
+    bare = value_from(row, _INCIDENT)
+    decision = replace(bare.decision, excerpt=row["excerpt"]) if bare.decision else None
+    return replace(bare, etag=row["etag"], decision=decision)
+
+
+def fitting_lines(text: str) -> str:
+    """As many whole lines of the text as one string property holds."""
+    if len(text) * 2 <= MAX_STRING_UNITS:  # no character takes more than two units
+        return text
+    lines = text.splitlines(keepends=True)
+    sizes = accumulate(len(line.encode("utf-16-le", "surrogatepass")) // 2 for line in lines)
+    return "".join(line for line, size in zip(lines, sizes, strict=True) if size <= MAX_STRING_UNITS)
+
+
+def row_of_event(event: Event) -> Row:
+    """The row key holds only characters that keys may have; a hash tells apart kinds that then look alike."""
+    time = event.at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    kind = re.sub(r"[^A-Za-z0-9_.-]", "_", event.kind)[:64]
+    key = f"{time}-{kind}-{hashlib.sha256(event.kind.encode()).hexdigest()[:8]}"
+    return new_row(f"{event.workspace}:{event.run_id}", key, body=json_of(event, _EVENT), kind=event.kind, at=event.at)
+
+
+def row_of_scan(scan: ScanState, *, write_guid: str) -> Row:
+    """Tens of thousands of run ids fit: sorted, as differences, compressed, in as many binary properties as needed."""
+    ids = sorted(scan.active)
+    state = {
+        "watermark": scan.watermark.isoformat(),
+        "swept_at": scan.swept_at.isoformat(),
+        "active_differences": [after - before for before, after in pairwise([0, *ids])],
+        "seen": list(scan.seen.items()),
+    }
+    packed = zlib.compress(json.dumps(state).encode())
+    parts = [packed[start : start + MAX_BINARY_BYTES] for start in range(0, len(packed), MAX_BINARY_BYTES)]
+    binaries = {f"part_{number}": part for number, part in enumerate(parts)}
+    return new_row("scan", scan.workspace, write_guid=write_guid, parts=len(parts), active=len(ids), **binaries)
+
+
+def scan_from(row: Row) -> ScanState:
+    try:
+        state = json.loads(zlib.decompress(b"".join(row[f"part_{number}"] for number in range(row["parts"]))))
+        return ScanState(
+            workspace=row["RowKey"],
+            watermark=datetime.fromisoformat(state["watermark"]),
+            active=frozenset(accumulate(state["active_differences"])),
+            seen=dict(state["seen"]),
+            swept_at=datetime.fromisoformat(state["swept_at"]),
+            etag=row["etag"],
+        )
+    except (KeyError, ValueError, zlib.error) as error:
+        raise PermanentError(f"{name_of(row)} is damaged: its parts are not the expected JSON") from error
+
+
+@contextmanager
+def translated_errors(doing: str) -> Iterator[None]:
+    """Turn the client's exceptions into ours; `doing` is what was being done, for the message."""
+    from azure.core.exceptions import AzureError
+
+    try:
+        yield
+    except AzureError as error:
+        raise translated(error, doing) from error
+
+
+def translated(error: "AzureError", doing: str) -> AgentError:
+    """Our error for one of the client's. Never quotes an answer's body beyond the service's own error code."""
+    from azure.core.exceptions import (
+        ClientAuthenticationError,
+        HttpResponseError,
+        IncompleteReadError,
+        ServiceRequestError,
+        ServiceResponseError,
+    )
+
+    if isinstance(error, (ServiceRequestError, ServiceResponseError, IncompleteReadError)):
+        return TransientError(f"{doing}: Azure Tables did not answer ({type(error).__name__})")
+    status = error.status_code if isinstance(error, HttpResponseError) else None
+    code = getattr(error, "error_code", None) or type(error).__name__
+    if isinstance(error, ClientAuthenticationError) or status in (401, 403):
+        return NotAuthorisedError(
+            f"{doing}: Azure Tables refused the identity ({status}, {code}): "
+            "give it the role Storage Table Data Contributor"
+        )
+    if isinstance(error, HttpResponseError) and status in (429, 503):
+        seconds = seconds_from(getattr(error.response, "headers", {}).get("Retry-After"))
+        return ThrottledError(f"{doing}: Azure Tables is busy ({status}, {code})", retry_after_seconds=seconds)
+    if status is not None and (status == 408 or status >= 500):
+        return TransientError(f"{doing}: Azure Tables failed ({status}, {code})")
+    return PermanentError(f"{doing}: Azure Tables refused ({status}, {code})")
+
+
+def seconds_from(retry_after: str | None) -> float | None:
+    """The figure of a Retry-After header; None where there is none, or a date."""
+    return float(retry_after) if retry_after and retry_after.isdigit() else None

@@ -1,0 +1,177 @@
+"""What becomes of a delivered queue message: done, put off, given up, or refused.
+
+Returning completes the message. Raising abandons it, and Service Bus delivers it again at once, so raising is kept for
+crashes, lost races and messages that cannot be understood. A service that cannot answer just now makes the message a
+scheduled copy of itself under a new id (the same id would be dropped by duplicate detection).
+"""
+
+import hashlib
+import logging
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import assert_never
+
+from shared.databricks_agent import DatabricksAgent, utc_now
+from shared.errors import (
+    ConflictError,
+    InvalidMessageError,
+    PausedError,
+    PermanentError,
+    ThrottledError,
+    TransientError,
+)
+from shared.messages import (
+    EMAILS,
+    FAILED_RUNS,
+    RETRIES,
+    EmailMessage,
+    FailedRunMessage,
+    RetryMessage,
+    bounded_id,
+)
+from shared.ports import ActionQueues, DecisionHistory, OutgoingMessage
+from shared.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+type Message = FailedRunMessage | RetryMessage | EmailMessage
+
+MESSAGE_TYPES: Mapping[str, type[Message]] = {
+    FAILED_RUNS: FailedRunMessage,
+    RETRIES: RetryMessage,
+    EMAILS: EmailMessage,
+}
+
+DEFERRALS = "deferrals"
+FIRST_SEEN = "first_seen"
+ORIGINAL_ID = "original_id"
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A message as it came from its queue."""
+
+    queue: str
+    body: bytes
+    message_id: str
+    delivery_count: int
+    properties: Mapping[str, object]
+
+    @property
+    def deferrals(self) -> int:
+        value = self.properties.get(DEFERRALS, 0)
+        return value if isinstance(value, int) else 0
+
+    @property
+    def original_id(self) -> str:
+        return str(self.properties.get(ORIGINAL_ID) or self.message_id)
+
+
+class MessageDelivery:
+    """Takes messages to the agent's steps and settles what cannot be done now."""
+
+    def __init__(
+        self,
+        agent: DatabricksAgent,
+        *,
+        queues: ActionQueues,
+        history: DecisionHistory,
+        settings: Settings,
+        clock: Callable[[], datetime] = utc_now,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._agent = agent
+        self._queues = queues
+        self._history = history
+        self._settings = settings
+        self._now = clock
+        self._jitter = jitter
+
+    def deliver(self, envelope: Envelope) -> None:
+        """Carry the message's step out. Raises what must be delivered again, or go to the dead-letter queue."""
+        try:
+            message = MESSAGE_TYPES[envelope.queue].parse(envelope.body)
+        except InvalidMessageError as error:
+            self._reject(envelope, error)
+            raise
+        try:
+            self._carry_out(message, envelope.deferrals)
+        except ConflictError:
+            raise
+        except TransientError as error:
+            self._put_off(envelope, message, error)
+        except PermanentError as error:
+            self._reject(envelope, error)
+            raise
+
+    def _carry_out(self, message: Message, deferrals: int) -> None:
+        match message:
+            case FailedRunMessage():
+                self._agent.decide_action(message, deferrals=deferrals)
+            case RetryMessage():
+                self._agent.retry_run(message)
+            case EmailMessage():
+                self._agent.send_email(message)
+            case _:
+                assert_never(message)
+
+    def _put_off(self, envelope: Envelope, message: Message, error: TransientError) -> None:
+        now = self._now()
+        first_seen = self._first_seen(envelope, now)
+        waited = now - first_seen
+        if waited > timedelta(hours=self._settings.defer_give_up_hours) and not isinstance(error, PausedError):
+            self._agent.park(message, f"Given up after {waited.total_seconds() / 3600:.0f} hours: {error}")
+            return
+        count = envelope.deferrals + 1
+        due = now + timedelta(seconds=self._delay_seconds(error, count))
+        copy = OutgoingMessage(
+            body=envelope.body.decode(),
+            message_id=bounded_id(f"{envelope.original_id}:defer-{count}"),
+            due=due,
+            properties={
+                DEFERRALS: count,
+                FIRST_SEEN: first_seen.isoformat(),
+                ORIGINAL_ID: envelope.original_id,
+            },
+        )
+        self._queues.send(envelope.queue, [copy])
+        logger.warning(
+            "message put off",
+            extra={
+                "queue": envelope.queue,
+                "message_id": envelope.message_id,
+                "run_id": message.run_id,
+                "deferrals": count,
+                "due": due.isoformat(),
+                "reason": type(error).__name__,
+            },
+        )
+
+    def _delay_seconds(self, error: TransientError, count: int) -> float:
+        if isinstance(error, PausedError):
+            return self._settings.pause_check_seconds
+        if isinstance(error, ThrottledError) and error.retry_after_seconds is not None:
+            return error.retry_after_seconds + self._jitter()
+        longest = min(self._settings.defer_cap_seconds, self._settings.defer_base_seconds * 2 ** (min(count, 20) - 1))
+        return longest * (0.5 + self._jitter() / 2)
+
+    def _first_seen(self, envelope: Envelope, now: datetime) -> datetime:
+        try:
+            return datetime.fromisoformat(str(envelope.properties[FIRST_SEEN]))
+        except (KeyError, ValueError):
+            return now
+
+    def _reject(self, envelope: Envelope, error: PermanentError) -> None:
+        self._history.record_rejected(
+            queue=envelope.queue,
+            message_id=envelope.message_id,
+            reason=str(error),
+            body_sha256=hashlib.sha256(envelope.body).hexdigest(),
+            at=self._now(),
+        )
+        logger.error(
+            "message refused",
+            extra={"queue": envelope.queue, "message_id": envelope.message_id, "reason": type(error).__name__},
+        )

@@ -1,0 +1,58 @@
+"""Which runs a detection tick must look at, so that no failure is missed and none is read twice. Pure.
+
+A run that is active at one tick and not at the next has ended in between: that finds long runs, and repairs. A run that
+both began and ended between two ticks is in the list of completed runs that started after the watermark; ticks overlap.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from shared.domain import RunSummary, ScanState
+
+
+@dataclass(frozen=True, slots=True)
+class TickPlan:
+    """`to_read` ended since the last tick and may have failed; `next_scan` is stored once they are sent on."""
+
+    to_read: tuple[int, ...]
+    next_scan: ScanState
+
+
+def window_start(scan: ScanState, overlap: timedelta) -> datetime:
+    """From when on the list of completed runs must reach back."""
+    return scan.watermark - overlap
+
+
+def first_scan(workspace: str, active: Iterable[RunSummary], now: datetime) -> ScanState:
+    """The very first tick: what failed before it is history, what is active now is watched."""
+    return ScanState(workspace, now, frozenset(run.run_id for run in active), {}, now)
+
+
+def plan_tick(
+    scan: ScanState,
+    active: Iterable[RunSummary],
+    completed: Iterable[RunSummary],
+    *,
+    job_ids: frozenset[int],
+    overlap: timedelta,
+    started_at: datetime,
+) -> TickPlan:
+    """`started_at` is the time just before the lists were read: the next watermark. Empty `job_ids` = all jobs."""
+    watched = {run.run_id for run in active if not job_ids or run.job_id in job_ids}
+    ended = {run.run_id: run for run in completed if not job_ids or run.job_id in job_ids}
+    watched -= ended.keys()
+    left = scan.active - watched
+    fresh = {run_id for run_id, run in ended.items() if scan.seen.get(run_id) != milliseconds(run.end_time)}
+    succeeded = {run_id for run_id, run in ended.items() if not run.is_failed}
+    to_read = tuple(sorted((left | fresh) - succeeded))
+    horizon = started_at - overlap
+    seen: Mapping[int, int] = {
+        run_id: milliseconds(run.end_time) for run_id, run in ended.items() if run.start_time >= horizon
+    }
+    next_scan = ScanState(scan.workspace, started_at, frozenset(watched), seen, scan.swept_at, scan.etag)
+    return TickPlan(to_read, next_scan)
+
+
+def milliseconds(time: datetime | None) -> int:
+    return int(time.timestamp() * 1000) if time else 0

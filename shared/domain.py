@@ -1,0 +1,477 @@
+"""The values that the agent thinks in. Frozen, no vendor types, no clock, no I/O.
+
+Words are Databricks' own: a *run* of a job has *task runs*; a *repair* reruns failed tasks of the same run.
+An *incident* is a failed run with all its attempts; an *attempt* is one retry of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NewType
+
+type Json = dict[str, Any]
+
+FailureId = NewType("FailureId", str)
+
+ORIGINAL = "original"
+
+
+def failure_id_of(workspace: str, run_id: int, latest_repair_id: int | None) -> FailureId:
+    """Identity of one failure: the same run failing again after a repair is another failure."""
+    return FailureId(f"{workspace}:{run_id}:{latest_repair_id or ORIGINAL}")
+
+
+class DecisionKind(StrEnum):
+    """What the agent does about a failure (DESIGN §1)."""
+
+    RETRY = "RETRY"
+    RETRY_WITH_PARAMS = "RETRY_WITH_PARAMS"
+    ESCALATE_EMAIL = "ESCALATE_EMAIL"
+    SKIP = "SKIP"
+
+    @property
+    def is_retry(self) -> bool:
+        return self in (DecisionKind.RETRY, DecisionKind.RETRY_WITH_PARAMS)
+
+
+class Category(StrEnum):
+    """Kind of cause. A closed list: the model may only choose from it."""
+
+    DRIVER_MEMORY = "driver_memory"
+    WORKER_MEMORY = "worker_memory"
+    DISK = "disk"
+    TIMEOUT = "timeout"
+    SPARK_LIMIT = "spark_limit"
+    CAPACITY = "capacity"
+    SPOT_LOSS = "spot_loss"
+    QUOTA = "quota"
+    THROTTLED = "throttled"
+    PLATFORM = "platform"
+    NETWORK = "network"
+    REMOTE_SERVICE = "remote_service"
+    CONCURRENCY = "concurrency"
+    CODE = "code"
+    DATA = "data"
+    SCHEMA = "schema"
+    NOT_FOUND = "not_found"
+    PERMISSION = "permission"
+    CONFIGURATION = "configuration"
+    LIBRARY = "library"
+    CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
+    NEVER_RAN = "never_ran"
+    UNKNOWN = "unknown"
+
+
+class ChangeKind(StrEnum):
+    """What a retry may change. A closed list; SPARK_CONF and PARAM carry the name of the setting."""
+
+    WORKER_MEMORY_UP = "worker_memory_up"
+    DRIVER_MEMORY_UP = "driver_memory_up"
+    MORE_DISK = "more_disk"
+    MORE_WORKERS = "more_workers"
+    OTHER_NODE_TYPE = "other_node_type"
+    AVAILABILITY_ON_DEMAND = "availability_on_demand"
+    TIMEOUT_UP = "timeout_up"
+    SERVERLESS_MEMORY_UP = "serverless_memory_up"
+    SPARK_CONF = "spark_conf"
+    PARAM = "param"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change that a retry needs. `name`, `value`: SPARK_CONF and PARAM only; `value` None = open."""
+
+    kind: ChangeKind
+    name: str = ""
+    value: str | None = None
+
+    @property
+    def word(self) -> str:
+        """`worker_memory_up`, `spark_conf:spark.sql.broadcastTimeout`, `param:batch_size`."""
+        return f"{self.kind}:{self.name}" if self.name else str(self.kind)
+
+    @classmethod
+    def from_word(cls, word: str, value: str | None = None) -> "Change":
+        """Inverse of `word`. Raises ValueError for a word that is not on the closed list."""
+        kind, _, name = word.partition(":")
+        return cls(ChangeKind(kind), name, value)
+
+
+class ComputeKind(StrEnum):
+    """What a task ran on; it settles what can be changed."""
+
+    JOB_CLUSTER = "job_cluster"
+    NEW_CLUSTER = "new_cluster"
+    POOL = "pool"
+    ALL_PURPOSE = "all_purpose"
+    SERVERLESS = "serverless"
+    SQL_WAREHOUSE = "sql_warehouse"
+    PIPELINE = "pipeline"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Symptoms:
+    """Everything about one failed task that the triage may look at; all of it untrusted text.
+
+    Codes are the raw strings of the API, unknown values included; None where the API gave none.
+    """
+
+    error: str = ""
+    error_trace: str = ""
+    logs: str = ""
+    state_message: str = ""
+    termination_code: str | None = None
+    termination_type: str | None = None
+    result_state: str | None = None
+    task_type: str | None = None
+    cluster_reason_code: str | None = None
+    cluster_reason_type: str | None = None
+    cluster_reason_parameters: Mapping[str, str] = field(default_factory=dict)
+    cluster_events: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is left of the symptoms once noise is gone: bounded, redacted, whole lines.
+
+    `text` (at most 64 KB) is what rules read; `excerpt` (at most 24,000 characters, mostly far less) is the only text
+    that may leave the process (model, mail, dashboard). `causes` are the one-line causes from the outermost to the
+    deepest; `error_classes` are like `DELTA_CONCURRENT_APPEND.ROW` (outermost first).
+    """
+
+    text: str
+    excerpt: str
+    causes: tuple[str, ...]
+    error_classes: tuple[str, ...]
+    sqlstates: tuple[str, ...]
+    exception_types: tuple[str, ...]
+    user_frame: str | None
+
+    @property
+    def deepest_cause(self) -> str:
+        return self.causes[-1] if self.causes else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What rules, history or the model make of the evidence. `confidence` 0..1; `source` rules | history | model."""
+
+    category: Category
+    recommended: DecisionKind
+    reason: str
+    confidence: float
+    rules: tuple[str, ...]
+    changes: tuple[Change, ...] = ()
+    source: str = "rules"
+    quotes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailure:
+    """A root-cause task run: its latest attempt failed by itself (not because of an upstream task)."""
+
+    task_key: str
+    task_run_id: int
+    compute: ComputeKind
+    symptoms: Symptoms
+    cluster_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """One REPAIR item of the run's repair history."""
+
+    repair_id: int
+    result_state: str | None
+    start_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobFacts:
+    """The job as it is now. `settings` is the raw JSON: it must never pass through dataclasses on its way back."""
+
+    job_id: int
+    name: str
+    settings: Json
+    tags: Mapping[str, str]
+    declared_parameters: Mapping[str, str]
+    is_continuous: bool
+    is_paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewerRun:
+    """A run of the same job that started after the failed one."""
+
+    run_id: int
+    is_active: bool
+    result_state: str | None
+    job_parameters: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One row of jobs/runs/list. Times are aware UTC; `end_time` None while the run is active."""
+
+    run_id: int
+    job_id: int | None
+    is_active: bool
+    is_failed: bool
+    start_time: datetime
+    end_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """A run as jobs/runs/get shows it just now, tasks left out. Times are aware UTC."""
+
+    workspace: str
+    run_id: int
+    job_id: int | None
+    name: str
+    page_url: str
+    run_type: str
+    trigger: str
+    is_active: bool
+    is_failed: bool
+    life_cycle_state: str | None
+    result_state: str | None
+    termination_code: str | None
+    termination_type: str | None
+    state_message: str
+    start_time: datetime
+    end_time: datetime | None
+    repairs: tuple[Repair, ...]
+    job_parameters: Mapping[str, str]
+    legacy_parameters: Json
+
+    @property
+    def latest_repair_id(self) -> int | None:
+        return self.repairs[-1].repair_id if self.repairs else None
+
+    @property
+    def failure_id(self) -> FailureId:
+        return failure_id_of(self.workspace, self.run_id, self.latest_repair_id)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """A run with all that is needed to decide about it. `failures` are its root-cause tasks only."""
+
+    run: RunState
+    task_count: int
+    failures: tuple[TaskFailure, ...]
+    job: JobFacts | None
+    newer_runs: tuple[NewerRun, ...]
+    parent: str = ""
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        return self.job.tags if self.job else {}
+
+
+class Mode(StrEnum):
+    """What the agent carries out by itself (DESIGN §4)."""
+
+    OFF = "off"
+    OBSERVE = "observe"
+    RETRY = "retry"
+    FULL = "full"
+
+    def carries_out(self, decision: DecisionKind) -> bool:
+        """Whether a retry decided upon is really made; mails and skips are always carried out."""
+        match decision:
+            case DecisionKind.RETRY:
+                return self in (Mode.RETRY, Mode.FULL)
+            case DecisionKind.RETRY_WITH_PARAMS:
+                return self is Mode.FULL
+            case DecisionKind.ESCALATE_EMAIL | DecisionKind.SKIP:
+                return True
+
+
+class IncidentState(StrEnum):
+    """Where an incident stands. The last five are terminal."""
+
+    DETECTED = "detected"
+    DECIDED = "decided"
+    ACTING = "acting"
+    RETRYING = "retrying"
+    RECOVERED = "recovered"
+    FAILED_AGAIN = "failed_again"
+    ESCALATED = "escalated"
+    SKIPPED = "skipped"
+    PARKED = "parked"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in TERMINAL_STATES
+
+
+TERMINAL_STATES = frozenset(
+    {
+        IncidentState.RECOVERED,
+        IncidentState.FAILED_AGAIN,
+        IncidentState.ESCALATED,
+        IncidentState.SKIPPED,
+        IncidentState.PARKED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The stored decision about one failure.
+
+    `recommended` is what the evidence calls for, `decision` what limits, history and compute permit now.
+    `latest_repair_id` is frozen here: the repair is sent with it and never with a fresher one (compare-and-swap).
+    `delay_seconds` is the backoff before the retry. `carried_out` False = only recorded and mailed, and
+    `not_carried_out_why` says why.
+    """
+
+    failure_id: FailureId
+    decision: DecisionKind
+    recommended: DecisionKind
+    category: Category
+    reason: str
+    confidence: float
+    rules: tuple[str, ...]
+    fingerprint: str
+    excerpt: str
+    cause: str
+    changes: tuple[Change, ...] = ()
+    suggested_params: Mapping[str, str] | None = None
+    model_used: bool = False
+    latest_repair_id: int | None = None
+    delay_seconds: float = 0.0
+    carried_out: bool = True
+    not_carried_out_why: str = ""
+
+
+class AttemptKind(StrEnum):
+    REPAIR = "repair"
+    RUN_NOW = "run_now"
+
+
+class AttemptOutcome(StrEnum):
+    """How a retry ended. PENDING until it has."""
+
+    PENDING = "pending"
+    RECOVERED = "recovered"
+    FAILED_AGAIN = "failed_again"
+    CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One retry of an incident. `effect_id` is the repair id or the new run id; None while it is not known."""
+
+    number: int
+    kind: AttemptKind
+    failure_id: FailureId
+    with_changes: bool
+    changes: tuple[str, ...]
+    claimed_at: datetime
+    claim_guid: str
+    effect_id: int | None = None
+    outcome: AttemptOutcome = AttemptOutcome.PENDING
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """A failed run with all its attempts: one row of the history, guarded by its ETag.
+
+    `run_id` is the run that failed first; `watched_run_id` the run that is looked at now (another one after a run-now).
+    `failure_id` is the failure being handled, `past_failures` those already dealt with. `due_at` is when it should have
+    moved on by itself; `follow_up` re-sends what is well past it. `mail_claim` is the key of a mail that is being sent,
+    `mailed` are the keys of those handed over.
+    """
+
+    workspace: str
+    run_id: int
+    job_id: int | None
+    job_name: str
+    page_url: str
+    state: IncidentState
+    failure_id: FailureId
+    detected_at: datetime
+    updated_at: datetime
+    due_at: datetime
+    watched_run_id: int
+    failed_at: datetime | None = None
+    past_failures: tuple[FailureId, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    decision: Decision | None = None
+    recipients: tuple[str, ...] = ()
+    mode: Mode = Mode.OBSERVE
+    mail_claim: str = ""
+    mailed: tuple[str, ...] = ()
+    resends: int = 0
+    ended_why: str = ""
+    write_guid: str = ""
+    etag: str = ""
+
+    @property
+    def open_attempt(self) -> Attempt | None:
+        if self.attempts and self.attempts[-1].outcome is AttemptOutcome.PENDING:
+            return self.attempts[-1]
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened to an incident, kept for people and for learning. `details` holds no error text."""
+
+    workspace: str
+    run_id: int
+    at: datetime
+    kind: str
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ScanState:
+    """What a detection tick leaves for the next one, per workspace.
+
+    `active` are the run ids that were active; `seen` maps run ids inside the overlap window to their end time (ms UTC).
+    """
+
+    workspace: str
+    watermark: datetime
+    active: frozenset[int]
+    seen: Mapping[int, int]
+    swept_at: datetime
+    etag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """All actions stopped by a person."""
+
+    paused: bool
+    by: str = ""
+    why: str = ""
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EscalationMail:
+    """What a mail is made from; the mail itself is never stored."""
+
+    kind: str
+    key: str
+    workspace: str
+    run_id: int
+    job_id: int | None
+    job_name: str
+    page_url: str
+    failed_at: datetime | None
+    decision: Decision
+    attempts: tuple[Attempt, ...]
+    recipients: tuple[str, ...]
+    mode: Mode

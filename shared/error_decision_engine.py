@@ -1,0 +1,250 @@
+"""ErrorDecisionEngine: evidence → diagnosis (rules, and the model where they are not sure) → policy → Decision."""
+
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypedDict
+
+from shared.domain import (
+    Attempt,
+    AttemptKind,
+    ComputeKind,
+    Decision,
+    DecisionKind,
+    Diagnosis,
+    Evidence,
+    FailureId,
+    RunFacts,
+    Symptoms,
+    TaskFailure,
+)
+from shared.errors import AgentError, ThrottledError
+from shared.ports import Diagnoser
+from shared.settings import Settings
+from shared.triage import rules
+from shared.triage.changes import suggested
+from shared.triage.evidence import collect
+from shared.triage.fingerprint import fingerprint
+from shared.triage.policy import Limits, Proposal, permit, stand_down
+
+logger = logging.getLogger(__name__)
+
+SURE = 0.6
+"""From this confidence on the rules decide alone where `AI_MODE` is `unsure`."""
+
+SEVERITY = (
+    DecisionKind.SKIP,
+    DecisionKind.RETRY,
+    DecisionKind.RETRY_WITH_PARAMS,
+    DecisionKind.ESCALATE_EMAIL,
+)
+"""A run heals only when each of its failed tasks heals: the most severe task decides for the run."""
+
+
+class DecisionDict(TypedDict):
+    """A decision as JSON, for programs and for the examples of the seed document."""
+
+    decision: str
+    recommended: str
+    reason: str
+    suggested_params: dict[str, str] | None
+    category: str
+    confidence: float
+    rules: list[str]
+    fingerprint: str
+
+
+class Analysis(TypedDict):
+    """A decision with what it rests on."""
+
+    decision: DecisionDict
+    changes: list[str]
+    excerpt: str
+    model_used: bool
+
+
+class ErrorDecisionEngine:
+    """Decides about failures. Without a diagnoser, rules decide alone: that is a normal state."""
+
+    def __init__(
+        self,
+        azure_openai_client: Diagnoser | None = None,
+        *,
+        settings: Settings | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._diagnoser = azure_openai_client
+        self._settings = settings or Settings()
+        self._jitter = jitter
+        self.limits = limits_of(self._settings)
+
+    def decide(
+        self, facts: RunFacts, attempts: Sequence[Attempt] = (), *, now: datetime, may_wait: bool = False
+    ) -> Decision:
+        """The decision about a failed run.
+
+        `may_wait` = let ThrottledError of the model through, so that the caller can ask again later; otherwise the
+        rules decide alone whenever the model does not answer.
+        """
+        standing_down = stand_down(facts, self.limits)
+        failure, evidence, diagnosis = self._worst(facts, may_wait=may_wait)
+        mark = fingerprint(evidence, category=str(diagnosis.category))
+        if standing_down:
+            verdict_decision, reason = DecisionKind.SKIP, standing_down.reason
+            verdict_rules: tuple[str, ...] = (f"policy.{standing_down.rule}",)
+            changes, delay = diagnosis.changes, 0.0
+        else:
+            verdict = permit(Proposal(diagnosis, facts, attempts, self.limits, now), jitter=self._jitter())
+            verdict_decision, reason, verdict_rules = verdict.decision, verdict.reason, verdict.rules
+            changes, delay = verdict.changes, verdict.delay_seconds
+        return Decision(
+            failure_id=facts.run.failure_id,
+            decision=verdict_decision,
+            recommended=diagnosis.recommended,
+            category=diagnosis.category,
+            reason=reason,
+            confidence=diagnosis.confidence,
+            rules=(*diagnosis.rules, *verdict_rules),
+            fingerprint=mark,
+            excerpt=evidence.excerpt,
+            cause=cause_of(failure, evidence),
+            changes=changes,
+            suggested_params=suggested(changes),
+            model_used=diagnosis.source == "model",
+            latest_repair_id=facts.run.latest_repair_id,
+            delay_seconds=delay,
+        )
+
+    def analyze_and_decide(self, error_message: str, job_context: Mapping[str, Any] | None = None) -> DecisionDict:
+        """Decide about an error text alone.
+
+        `job_context` may hold anything; looked at are `termination_code`, `termination_type`, `task_type`,
+        `error_trace`, `logs`, and `attempts` and `attempts_with_params` (retries made so far, whole numbers).
+        """
+        return self.analyze(error_message, job_context)["decision"]
+
+    def analyze(self, error_message: str, job_context: Mapping[str, Any] | None = None) -> Analysis:
+        """Like `analyze_and_decide`, with the changes, the excerpt and whether the model took part."""
+        context = job_context or {}
+        evidence, diagnosis = self.diagnose(symptoms_of(error_message, context), ComputeKind.UNKNOWN, may_wait=False)
+        now = datetime.now(UTC)
+        attempts = past_attempts(context, now)
+        verdict = permit(Proposal(diagnosis, None, attempts, self.limits, now), jitter=self._jitter())
+        decision = DecisionDict(
+            decision=str(verdict.decision),
+            recommended=str(diagnosis.recommended),
+            reason=verdict.reason,
+            suggested_params=suggested(verdict.changes),
+            category=str(diagnosis.category),
+            confidence=diagnosis.confidence,
+            rules=[*diagnosis.rules, *verdict.rules],
+            fingerprint=fingerprint(evidence, category=str(diagnosis.category)),
+        )
+        return Analysis(
+            decision=decision,
+            changes=[change.word for change in verdict.changes],
+            excerpt=evidence.excerpt,
+            model_used=diagnosis.source == "model",
+        )
+
+    def diagnose(self, symptoms: Symptoms, compute: ComputeKind, *, may_wait: bool) -> tuple[Evidence, Diagnosis]:
+        """Evidence and diagnosis of one failed task."""
+        evidence = collect(symptoms)
+        by_rules = rules.diagnose(symptoms, evidence)
+        if not self._asks_model(by_rules):
+            return evidence, by_rules
+        trusted = {
+            "task_type": symptoms.task_type or "unknown",
+            "termination_code": symptoms.termination_code or "unknown",
+            "termination_type": symptoms.termination_type or "unknown",
+            "compute": str(compute),
+        }
+        return evidence, self._ask_model(evidence, trusted, by_rules, may_wait=may_wait)
+
+    def _asks_model(self, by_rules: Diagnosis) -> bool:
+        if self._diagnoser is None or self._settings.ai_mode == "never":
+            return False
+        return self._settings.ai_mode == "always" or by_rules.confidence < SURE
+
+    def _ask_model(
+        self, evidence: Evidence, trusted: Mapping[str, str], by_rules: Diagnosis, *, may_wait: bool
+    ) -> Diagnosis:
+        assert self._diagnoser is not None
+        try:
+            answer = self._diagnoser.diagnose(evidence, facts=trusted, by_rules=by_rules)
+        except ThrottledError:
+            if may_wait:
+                raise
+            answer = None
+        except AgentError as error:
+            logger.warning("model did not answer, rules decide alone", extra={"reason": type(error).__name__})
+            answer = None
+        return answer or by_rules
+
+    def _worst(self, facts: RunFacts, *, may_wait: bool) -> tuple[TaskFailure | None, Evidence, Diagnosis]:
+        """The root-cause task that decides for the run."""
+        found = [
+            (failure, *self.diagnose(failure.symptoms, failure.compute, may_wait=may_wait))
+            for failure in facts.failures
+        ]
+        if not found:
+            symptoms = Symptoms(
+                state_message=facts.run.state_message,
+                termination_code=facts.run.termination_code,
+                termination_type=facts.run.termination_type,
+                result_state=facts.run.result_state,
+            )
+            return (None, *self.diagnose(symptoms, ComputeKind.UNKNOWN, may_wait=may_wait))
+        return max(found, key=lambda item: (SEVERITY.index(item[2].recommended), item[2].confidence))
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The operator's bounds, as the policy wants them."""
+    return Limits(
+        max_retry_attempts=settings.max_retry_attempts,
+        retry_with_params_attempts=settings.retry_with_params_attempts,
+        max_failure_age=timedelta(hours=settings.max_failure_age_hours),
+        backoff_base_seconds=settings.backoff_base_seconds,
+        backoff_cap_seconds=settings.backoff_cap_seconds,
+        default_mode=settings.default_mode,
+        job_ids=frozenset(map(int, settings.job_ids)),
+        job_tags=settings.job_tags,
+    )
+
+
+def cause_of(failure: TaskFailure | None, evidence: Evidence) -> str:
+    """One line for tables and subjects: the deepest cause, or what the platform said."""
+    line = evidence.deepest_cause or evidence.excerpt.partition("\n")[0]
+    if not line and failure:
+        line = failure.symptoms.termination_code or ""
+    return line[:200] or "no error text"
+
+
+def symptoms_of(error_message: str, context: Mapping[str, Any]) -> Symptoms:
+    def text(name: str) -> str | None:
+        value = context.get(name)
+        return None if value is None else str(value)
+
+    return Symptoms(
+        error=error_message,
+        error_trace=text("error_trace") or "",
+        logs=text("logs") or "",
+        termination_code=text("termination_code"),
+        termination_type=text("termination_type"),
+        task_type=text("task_type"),
+    )
+
+
+def past_attempts(context: Mapping[str, Any], now: datetime) -> list[Attempt]:
+    """Attempts that the caller says were made, for the limits."""
+
+    def count(name: str) -> int:
+        value = context.get(name, 0)
+        return value if isinstance(value, int) and 0 < value <= 1000 else 0
+
+    made, changed = count("attempts"), count("attempts_with_params")
+    return [
+        Attempt(n + 1, AttemptKind.REPAIR, FailureId("given"), n < changed, (), now, "")
+        for n in range(max(made, changed))
+    ]

@@ -1,0 +1,78 @@
+"""What can go wrong, as the rest of the app sees it. Vendor exceptions stop at the adapter that met them.
+
+    AgentError
+    ├── TransientError            try the same thing again later
+    │   ├── ThrottledError        … not before `retry_after_seconds`
+    │   ├── ConflictError         somebody else changed the row first: read again
+    │   ├── PausedError           a person has paused all actions
+    │   └── OutcomeUnknownError   a write was sent and no answer came: it may have landed or may still land
+    ├── PermanentError            the same call will fail again
+    │   ├── InvalidMessageError   a queue message that is not understood
+    │   ├── RunNotFoundError      the run or its job is gone
+    │   ├── NotAuthorisedError    the identity lacks a right
+    │   ├── RepairRefusedError    the run changed since the decision: somebody repaired it, or it is running
+    │   └── RepairImpossibleError this run cannot be repaired at all; a new run of the job may be possible
+    └── ConfigurationError        settings are missing or wrong; names every one of them
+
+Raised in a queue function, TransientError becomes a scheduled copy of the message; anything else abandons the message.
+"""
+
+
+class AgentError(Exception):
+    """Base of everything the agent raises on purpose."""
+
+
+class TransientError(AgentError):
+    """A service did not answer, or answered that it cannot just now."""
+
+
+class ThrottledError(TransientError):
+    """A service asked for fewer calls. `retry_after_seconds` is its own figure, or None where it gave none."""
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class ConflictError(TransientError):
+    """A row was changed between our read and our write (HTTP 412), by somebody else."""
+
+
+class PausedError(TransientError):
+    """A person has paused all actions (or it cannot be read whether one has). Never given up on."""
+
+
+class OutcomeUnknownError(TransientError):
+    """A write was sent and its answer was lost. Read what happened before sending anything again."""
+
+
+class PermanentError(AgentError):
+    """The same call would fail again; a person or another decision is needed."""
+
+
+class InvalidMessageError(PermanentError):
+    """A queue message that cannot be understood: not JSON, another schema version, missing fields."""
+
+
+class RunNotFoundError(PermanentError):
+    """The run (kept for 60 days by Databricks) or its job no longer exists."""
+
+
+class NotAuthorisedError(PermanentError):
+    """The identity lacks a right on the job, the cluster or the service."""
+
+
+class RepairRefusedError(PermanentError):
+    """Databricks refused the repair because the run is no longer what the decision was made for."""
+
+
+class RepairImpossibleError(PermanentError):
+    """This kind of run cannot be repaired."""
+
+
+class ConfigurationError(AgentError):
+    """Settings are missing or wrong."""
+
+    def __init__(self, message: str, *, names: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.names = names

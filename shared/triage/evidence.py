@@ -1,0 +1,427 @@
+"""From the texts of a failed task to the few lines that say why it failed.
+
+A driver log is mostly chatter: progress bars, INFO records, framework stack frames, the same warning a thousand times.
+What is left after those are dropped is ranked, redacted, and cut at line ends only. Every step looks at a line once,
+so the cost is linear in the size of the log; no expression has an unbounded quantifier next to another.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+from shared.domain import Evidence, Symptoms
+from shared.triage.redaction import redact
+
+TEXT_LIMIT = 64 * 1024
+"""Bytes (UTF-8) of `Evidence.text`."""
+
+EXCERPT_LIMIT = 24_000
+"""Characters of `Evidence.excerpt`: at four characters a token, 6,000 of the 8,000 tokens a prompt may hold."""
+
+EXCERPT_AIM = 6_000
+"""Characters the excerpt is kept to, unless the lines of the highest rank alone need more (about 1,500 tokens)."""
+
+LONGEST_LINE = 4_000
+"""Characters; a longer line is redacted, then broken at separators into pieces of at most this size."""
+
+LONGEST_UNBROKEN_LINE = 128 * 1024
+"""Characters of one line that are looked at, half of them from its end: redacting more would take too long."""
+
+MOST_CAUSES = 50
+
+_ANSI = re.compile(r"\x1b(?:\[[0-?]{0,30}[ -/]{0,5}[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)?|[@-Z\\-_])")
+_CONTROL = {code: None for code in (*range(9), 11, 12, *range(14, 32), 127)}
+_DIGITS = {ord(digit): None for digit in "0123456789"}
+
+_CHATTER_LEVEL = re.compile(r"(?:^|[\s\[|:=\"'])(?:INFO|DEBUG|TRACE|NOTICE|info|debug)(?=[\s\]|:,\"']|$)")
+_ALARM_LEVEL = re.compile(r"(?:^|[\s\[|:=\"'])(?:ERROR|FATAL|CRITICAL|SEVERE)(?=[\s\]|:,\"']|$)")
+_WARNING_LEVEL = re.compile(r"(?:^|[\s\[|:=\"'])(?:WARN|WARNING)(?=[\s\]|:,\"']|$)")
+_RECORD_START = re.compile(r"\[?(?:\d{2,4}[-/]\d{2}[-/]\d{2}|\d{2}:\d{2}:\d{2})")
+
+_PROGRESS = (
+    "it/s]", "%|", "━━", "[Stage ", "eta 0:", "Using cached ", "Downloading ", "Collecting ",
+    "Requirement already satisfied", "B/s]",
+)  # fmt: skip
+_KNOWN_NOISE = (
+    "ProcfsMetricsGetter", "spark.akka.frameSize", "DynamicSparkConfContextImpl", "has been deprecated",
+    "DeprecationWarning", "FutureWarning", "NativeCodeLoader", "SLF4J:", "log4j:", "listeners did not shut down",
+    "GarbageCollectionMetrics", "illegal reflective access", "illegal-access",
+    "To adjust logging level use", "Setting default log level", "Using Spark's default log4j",
+)  # fmt: skip
+
+_FRAMEWORK_PACKAGES = (
+    "java.", "javax.", "jdk.", "sun.", "com.sun.", "scala.", "org.apache.", "com.databricks.", "io.delta.", "py4j.",
+    "io.netty.", "shaded.", "com.microsoft.", "com.azure.", "com.amazonaws.", "software.amazon.", "com.google.",
+    "org.eclipse.", "com.fasterxml.", "net.snowflake.", "com.mysql.", "org.postgresql.", "oracle.", "com.memsql.",
+    "net.razorvine.", "net.jpountz.", "io.grpc.", "akka.", "com.esotericsoftware.", "io.unitycatalog.", "okhttp3.",
+    "reactor.", "com.mongodb.", "org.mlflow.", "grpc_shaded.", "com.zaxxer.", "org.rocksdb.", "kafkashaded.",
+    "spark_", "java.base/", "app//", "com.ibm.", "com.simba.", "org.mariadb.", "com.teradata.", "org.xerial.",
+)  # fmt: skip
+_FRAMEWORK_PATHS = (
+    "/usr/lib/python", "/usr/local/lib/python", "site-packages/", "dist-packages/", "/databricks/spark/",
+    "/databricks/python", "<frozen ", "/python_shell/", "/opt/conda/", "py4j-0.",
+)  # fmt: skip
+_PYTHON_FRAME = re.compile(r'\s{0,8}(?:File "([^"]{1,400})", line \d+|File (<command-[^>]{1,40}>)|File (/\S{1,400}))')
+_COMMAND_FRAME = re.compile(r"\s{0,4}(?:File )?<(?:command|ipython-input)-[^>]{1,60}>")
+_NUMBERED_CODE = re.compile(r"(?:-{1,4}> ?|\s{1,8})\d{1,6}(?: |$)")
+_MARKERS = re.compile(r"[\s~^|.\-=_*#+]{1,400}$")
+_SINGLE_TOKEN = re.compile(r"\s{0,8}[A-Za-z0-9+/=_\-.%~]{12,400}\s{0,4}$")
+_ESCAPED_BREAK = re.compile(r"\\{1,4}r?\\{0,4}n(?=\\{1,4}t|\s|[A-Z:\"'\[{(<.\-\\]|[a-z]{2,40}[.:])")
+_BREAKABLE = re.compile(r"[;,}\]] ?|\. |\s")
+
+# What says that something went wrong, or what somebody did about it. Lower case, found anywhere in a line.
+_ALARMS = (
+    "caused by", "exception", "error", "fatal", "traceback", "memory", "oom", "exit code", "exit status", "exited",
+    "killed", "sigkill", "sigterm", "signal", "cannot", "could not", "couldn't", "can't", "unable to", "denied",
+    "not found", "does not", "doesn't", "no such", "invalid", "fail", "refused", "timed out", "timeout", "time out",
+    "unavailable", "quota", "limit", "exceed", "throttl", "too many", "sqlstate", "permission", "forbidden",
+    "unauthorized", "no space", "lost", "unresolved", "mismatch", "conflict", "abort", "terminat", "evict", "preempt",
+    "unreachable", "disassociat", "deadlock", "full gc", "gc overhead", "exhaust", "expired", "unknown host",
+    "resolve", "reset by peer", "corrupt", "missing", "not authorized", "not supported", "must be", "unexpected",
+    "retry-after", "decommission", "no route", "unhealthy", "crash", "stopped", "violat", "duplicate", "malformed",
+    "threshold", "status code", "statuscode", "statusdescription", "not allowed", "not enough", "insufficient",
+    "no module", "no matching", "hung", "stuck", "unresponsive", "not responding",
+)  # fmt: skip
+_DOINGS = (
+    "cancel", "supersed", "repair", "newer", "skip", "disabled", "paused", "already", "by user", "by the owner",
+    "rerun", "re-run", "maintenance", "approved", "run history", "audit", "parent run", "still running", "took over",
+    "succeeded", "success since", "last success", "next run", "concurrent run", "in progress", "inprogress",
+    "scheduled retry", "will retry", "will be retried", "manually", "stopped by", "killed by", "on purpose",
+    "change freeze", "backfill", "replaced by", "resolved by", "fixed by", "restarted by", "handled by", "attempt ",
+    "[context]", "[metrics]", "[history]", "metrics:", "of the last", "last runs", "same error", "in a row",
+)  # fmt: skip
+_RESCUING = frozenset(
+    (
+        "cancel", "supersed", "repair", "newer", "exception", "exit code", "killed", "oom", "evict", "preempt",
+        "decommission", "by user", "by the owner", "still running", "replaced by", "fatal", "no space", "took over",
+        "unreachable", "lost", "rerun", "re-run", "refused", "denied", "stopped by", "killed by", "manually", "fail",
+        "error", "terminat", "timed out", "quota", "throttl", "skip", "maintenance", "parent run", "concurrent run",
+    )
+)  # fmt: skip
+
+_NOISE, _PLAIN, _RECORD, _FRAME, _ALARM, _CAUSE = 0, 3, 2, 3, 6, 9
+
+
+def collect(symptoms: Symptoms) -> Evidence:
+    """The evidence in `symptoms`: noise gone, causes found, bounded and redacted. Never raises, whatever the texts hold.
+
+    Nothing of the texts that is not in the result may leave the process. Secrets are replaced before any line is cut.
+    """
+    lines = _lines_of(symptoms)
+    kept = _most_informative(lines, _ranks(lines), TEXT_LIMIT)
+    redacted = redact("\n".join(kept)).split("\n")
+    ranks = _ranks(redacted, keep_everything=True)
+    text_lines = _most_informative(redacted, ranks, TEXT_LIMIT)
+    causes = _causes(text_lines)
+    return Evidence(
+        text="\n".join(text_lines),
+        excerpt="\n".join(_excerpt(text_lines)),
+        causes=causes,
+        error_classes=_error_classes(text_lines),
+        sqlstates=_sqlstates(text_lines),
+        exception_types=_exception_types(text_lines),
+        user_frame=_user_frame(text_lines),
+    )
+
+
+# --- lines -----------------------------------------------------------------------------------------------------------
+
+
+def _lines_of(symptoms: Symptoms) -> list[str]:
+    """All lines of all texts, the short errors first, colours, escapes and over-long lines undone."""
+    texts = [symptoms.error, symptoms.state_message, symptoms.error_trace, _cluster_reason(symptoms)]
+    texts += [*symptoms.cluster_events, symptoms.logs]
+    lines: list[str] = []
+    for text in texts:
+        if text:
+            lines.extend(_split(text))
+    return lines
+
+
+def _cluster_reason(symptoms: Symptoms) -> str:
+    if not symptoms.cluster_reason_code and not symptoms.cluster_reason_parameters:
+        return ""
+    parameters = ", ".join(f"{name}:{value}" for name, value in symptoms.cluster_reason_parameters.items())
+    return (
+        f"Cluster termination reason: {symptoms.cluster_reason_code or 'unknown'} "
+        f"({symptoms.cluster_reason_type or 'unknown'}). Parameters: {parameters}"
+    )
+
+
+def _split(text: str) -> list[str]:
+    if "\x1b" in text:
+        text = _ANSI.sub("", text)
+    if not text.isascii():
+        text = text.encode("utf-8", "replace").decode("utf-8").replace("\u2028", "\n").replace("\x85", "\n")
+    if not text.isprintable():
+        text = text.translate(_CONTROL)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    lines = text.split("\n")
+    if "\\n" not in text and len(max(lines, key=len)) <= LONGEST_LINE:
+        return lines
+    result: list[str] = []
+    for line in lines:
+        for part in _unescaped(line):
+            result.extend(_pieces(part))
+    return result
+
+
+def _unescaped(line: str) -> list[str]:
+    r"""A stack trace inside a JSON string has its line breaks as `\n`: give them back. A lone `\n` may be a path."""
+    if line.count("\\n") < 2:
+        return [line]
+    return [part.replace("\\t", "\t") for part in _ESCAPED_BREAK.split(line)]
+
+
+def _pieces(line: str) -> Iterator[str]:
+    """The line, or pieces of it of at most LONGEST_LINE characters, broken between tokens, redacted before."""
+    if len(line) <= LONGEST_LINE:
+        yield line
+        return
+    if len(line) > LONGEST_UNBROKEN_LINE:
+        half = LONGEST_UNBROKEN_LINE // 2
+        yield from _pieces_of_redacted(_to_last_break(line[:half]))
+        yield from _pieces_of_redacted(_from_first_break(line[-half:]))
+    else:
+        yield from _pieces_of_redacted(line)
+
+
+def _to_last_break(text: str) -> str:
+    """Without the token at the end, which the cut may have halved: half a secret is not recognised."""
+    return text[: max(text.rfind(" "), text.rfind(","), text.rfind(";"), 0)]
+
+
+def _from_first_break(text: str) -> str:
+    found = _BREAKABLE.search(text)
+    return text[found.end() :] if found else ""
+
+
+def _pieces_of_redacted(line: str) -> Iterator[str]:
+    line = redact(line)
+    start = 0
+    while len(line) - start > LONGEST_LINE:
+        window = line[start : start + LONGEST_LINE]
+        ends = [found.end() for found in _BREAKABLE.finditer(window, LONGEST_LINE // 2)]
+        if not ends:  # one token of thousands of characters: a blob, and no place to cut it safely
+            found = _BREAKABLE.search(line, start + LONGEST_LINE)
+            start = found.end() if found else len(line)
+            continue
+        yield line[start : start + ends[-1]]
+        start += ends[-1]
+    yield line[start:]
+
+
+# --- ranking ---------------------------------------------------------------------------------------------------------
+
+
+def _ranks(lines: list[str], *, keep_everything: bool = False) -> list[int]:
+    """How informative each line is, 0 for noise. With `keep_everything` (lines chosen before) nothing repeated drops."""
+    alarmed = _words_in(lines)
+    ranks: list[int] = []
+    seen: dict[str, int] = {}
+    shapes = "\n".join(lines).translate(_DIGITS).split("\n")
+    frames = _FrameState()
+    previous = _NOISE
+    for index, line in enumerate(lines):
+        rank = _NOISE if not line or line.isspace() else frames.rank(line)
+        if rank is None:
+            rank = previous if _SINGLE_TOKEN.match(line) else _rank_of_text(line, alarmed.get(index, ()))
+        if rank and not keep_everything:
+            count = seen.get(shapes[index], 0)
+            seen[shapes[index]] = count + 1
+            if count >= 3:
+                rank = _NOISE
+        ranks.append(rank)
+        previous = rank
+    if not keep_everything and not any(ranks):
+        ranks = _last_words(lines)
+    return ranks
+
+
+def _last_words(lines: list[str]) -> list[int]:
+    """Nothing but noise: the last twenty lines are better than none."""
+    wanted = [index for index, line in enumerate(lines) if line and not line.isspace()][-20:]
+    ranks = [_NOISE] * len(lines)
+    for index in wanted:
+        ranks[index] = 1
+    return ranks
+
+
+def _words_in(lines: list[str]) -> dict[int, set[str]]:
+    """Which of the telling words stand in which line: one fast scan of the whole text for each word."""
+    text = "\n".join(lines).lower()
+    if len(text) != sum(map(len, lines)) + max(len(lines) - 1, 0):  # lower() may lengthen exotic letters
+        text = "\n".join(lines)
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line) + 1)
+    found: dict[int, set[str]] = {}
+    for word in (*_ALARMS, *_DOINGS):
+        _mark(text, word, starts, found)
+    return found
+
+
+def _mark(text: str, word: str, starts: list[int], found: dict[int, set[str]]) -> None:
+    from bisect import bisect_right
+
+    position = text.find(word)
+    while position >= 0:
+        index = bisect_right(starts, position) - 1
+        found.setdefault(index, set()).add(word)
+        position = text.find(word, starts[index + 1]) if index + 1 < len(starts) else -1
+
+
+def _rank_of_text(line: str, words: Iterable[str]) -> int:
+    head = line[:96]
+    words = set(words)
+    if "Caused by" in head or head.startswith((": ", "Caused by")):
+        return _CAUSE
+    if any(mark in line for mark in _PROGRESS) and not words:
+        return _NOISE
+    if _CHATTER_LEVEL.search(head):
+        return _RECORD if words & _RESCUING else _NOISE
+    if _MARKERS.match(line) or any(mark in line for mark in _KNOWN_NOISE):
+        return _NOISE
+    is_record = bool(_RECORD_START.match(head))
+    if _ALARM_LEVEL.search(head):
+        return _ALARM + min(len(words), 2)
+    if words:
+        return _ALARM - (2 if _WARNING_LEVEL.search(head) else 0) + min(len(words), 2)
+    return 1 if is_record else _PLAIN
+
+
+class _FrameState:
+    """Follows stack traces line by line: framework frames and their code lines are noise, a user's own are not."""
+
+    def __init__(self) -> None:
+        self._in_framework = False
+        self._in_frames = False
+        self._java_frames = 0
+
+    def rank(self, line: str) -> int | None:
+        """Rank of a line of a stack trace; None for any other line."""
+        stripped = line.lstrip()
+        if stripped.startswith("at ") and stripped != line:
+            self._java_frames += 1
+            is_framework = stripped.startswith(_FRAMEWORK_PACKAGES, 3)
+            return (1 if self._java_frames == 1 else _NOISE) if is_framework else (1 if self._java_frames > 5 else _FRAME)
+        if stripped.startswith("... ") and stripped.endswith((" more", "omitted")):
+            return _NOISE
+        self._java_frames = 0
+        if stripped.startswith(("File ", "<command-", "<ipython-")):
+            self._in_frames = True
+            self._in_framework = any(path in line for path in _FRAMEWORK_PATHS)
+            return _NOISE if self._in_framework else _FRAME
+        if self._in_frames:
+            if line.startswith("    ") or _NUMBERED_CODE.match(line):
+                return _NOISE if self._in_framework or _MARKERS.match(line) else _FRAME
+            self._in_frames = False
+        return None
+
+
+def _most_informative(lines: list[str], ranks: list[int], limit: int) -> list[str]:
+    """Whole lines of at most `limit` bytes together, the higher ranks first, later lines before earlier ones."""
+    order = sorted((index for index, rank in enumerate(ranks) if rank), key=lambda index: (-ranks[index], -index))
+    chosen: list[int] = []
+    room = limit
+    for index in order:
+        line = lines[index]
+        size = (len(line) if line.isascii() else len(line.encode("utf-8", "replace"))) + 1
+        if size <= room:
+            chosen.append(index)
+            room -= size
+    return [lines[index] for index in sorted(chosen)]
+
+
+def _excerpt(lines: list[str]) -> list[str]:
+    """The most informative of the lines, in the order of the source."""
+    ranks = _ranks(lines, keep_everything=True)
+    ends = set(range(min(4, len(lines)))) | set(range(max(0, len(lines) - 12), len(lines)))
+    ranks = [rank + (2 if rank and index in ends else 0) for index, rank in enumerate(ranks)]
+    return _most_informative(lines, ranks, EXCERPT_AIM)
+
+
+# --- what the lines say ----------------------------------------------------------------------------------------------
+
+_EXCEPTION_LINE = re.compile(
+    r"(?:Exception in thread \"[^\"]{1,100}\" |Caused by: |: |E {1,8}|Error: |Suppressed: )?"
+    r"((?:[A-Za-z_][\w$]{0,60}\.){0,12}[A-Z_][\w$]{0,90})(?::\s|:?$)"
+)
+_STAGE_FAILURE = re.compile(r"most recent failure: ?Lost task [^:]{1,200}?\):? ?|\(executor [^)]{1,80}\): ")
+_INLINE_CAUSE = re.compile(r"Caused by:? ")
+_ERROR_CLASS = re.compile(
+    r"(?:\[|ErrorClass=|error_?[cC]ode[\"']?\s?[:=]\s?[\"']?|error[cC]lass[\"']?\s?[:=]\s?[\"']?)"
+    r"([A-Z][A-Z0-9]{1,40}(?:_[A-Z0-9]{1,40}){1,12}(?:\.[A-Z][A-Z0-9_]{1,90}){0,2})\b"
+)
+_SQLSTATE = re.compile(r"SQLSTATE[\"']?[:=\s(\[]{1,3}[\"']?([0-9A-Z]{5})\b", re.IGNORECASE)
+_TOKEN = re.compile(r"[\w.$]{4,300}")
+_EXCEPTION_ENDS = ("Exception", "Error", "Interrupt", "Exit", "Failure", "Timeout", "Fault")
+_SAYS_CHAIN = ("The above exception was the direct cause", "During handling of the above exception")
+
+
+def _is_exception_line(line: str) -> bool:
+    found = _EXCEPTION_LINE.match(line)
+    if not found:
+        return False
+    name = found.group(1)
+    return name.endswith(_EXCEPTION_ENDS) or ("." in name and name.rpartition(".")[2][:1].isupper())
+
+
+def _causes(lines: list[str]) -> tuple[str, ...]:
+    """One-line causes, outermost first. Python prints the root first ("direct cause of the following"), Java last."""
+    blocks: list[list[str]] = [[]]
+    for line in lines:
+        stripped = line.strip()
+        if stripped.startswith(_SAYS_CHAIN):
+            blocks.append([])
+        elif _is_exception_line(stripped) or "most recent failure" in stripped or "Caused by" in stripped:
+            blocks[-1].extend(_unwrapped(stripped))
+    causes = [cause for block in reversed(blocks) for cause in block]
+    if not causes:
+        ranked = _ranks(lines, keep_everything=True)
+        causes = [line.strip() for rank, line in zip(ranked, lines, strict=True) if rank >= _ALARM][-1:]
+        causes = causes or [line.strip() for line in lines if line.strip()][-1:]
+    distinct = [cause for cause, following in pairwise([*causes, ""]) if cause != following]
+    if len(distinct) > MOST_CAUSES:
+        distinct = distinct[: MOST_CAUSES // 2] + distinct[-MOST_CAUSES // 2 :]
+    return tuple(distinct)
+
+
+def _unwrapped(line: str) -> list[str]:
+    """A line and the causes told inside it: a stage failure's lost task, `(Caused by X(…))`."""
+    parts = [line]
+    for pattern in (_STAGE_FAILURE, _INLINE_CAUSE):
+        found = list(pattern.finditer(line))
+        if found and found[-1].end() < len(line) and found[-1].end() > 12:
+            parts.append(line[found[-1].end() :].strip())
+    return parts
+
+
+def _distinct(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(values))[:MOST_CAUSES]
+
+
+def _error_classes(lines: list[str]) -> tuple[str, ...]:
+    return _distinct(found.group(1) for line in lines for found in _ERROR_CLASS.finditer(line))
+
+
+def _sqlstates(lines: list[str]) -> tuple[str, ...]:
+    return _distinct(found.group(1).upper() for line in lines for found in _SQLSTATE.finditer(line))
+
+
+def _exception_types(lines: list[str]) -> tuple[str, ...]:
+    tokens = (token for line in lines for token in _TOKEN.findall(line))
+    return _distinct(token for token in tokens if token.endswith(_EXCEPTION_ENDS) and token[0].isalpha())
+
+
+def _user_frame(lines: list[str]) -> str | None:
+    """The frame of the user's own code nearest to the failure: Python's last, else Java's first."""
+    frames = [line.strip() for line in lines if _PYTHON_FRAME.match(line) or _COMMAND_FRAME.match(line)]
+    own = [frame for frame in frames if not any(path in frame for path in _FRAMEWORK_PATHS)]
+    if own:
+        return own[-1]
+    for line in lines:
+        stripped = line.strip()
+        if stripped.startswith("at ") and stripped != line and not stripped.startswith(_FRAMEWORK_PACKAGES, 3):
+            return stripped
+    return None

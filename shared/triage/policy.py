@@ -1,0 +1,236 @@
+"""The last word: what limits, tags, age and the run's own state permit. Pure; time and randomness are arguments.
+
+`stand_down` asks whether there is anything to do at all; `permit` turns a diagnosis into what may be done now.
+Neither knows the mode: a mode never changes a decision, it settles whether the decision is carried out (`carry_out`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from shared.domain import Attempt, Change, DecisionKind, Diagnosis, Mode, RunFacts
+from shared.triage.changes import settle
+
+MODE_TAG = "failure-agent"
+OWNER_TAG = "failure-agent-owner"
+MAX_ATTEMPTS_TAG = "failure-agent-max-attempts"
+IDEMPOTENT_TAG = "failure-agent-idempotent"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds set by the operator. A job's tags can narrow them, never widen them."""
+
+    max_retry_attempts: int
+    retry_with_params_attempts: int
+    max_failure_age: timedelta
+    backoff_base_seconds: float
+    backoff_cap_seconds: float
+    default_mode: Mode = Mode.OBSERVE
+    job_ids: frozenset[int] = frozenset()
+    job_tags: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StandDown:
+    """Why nothing is to be done. `rule` is its name in the decision."""
+
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is permitted now. `rules` are the policy rules that fired, in order."""
+
+    decision: DecisionKind
+    reason: str
+    rules: tuple[str, ...]
+    changes: tuple[Change, ...]
+    delay_seconds: float
+
+
+def stand_down(facts: RunFacts, limits: Limits) -> StandDown | None:
+    """The first reason for leaving this run alone, or None."""
+    checks = (
+        not_failed,
+        not_selected,
+        switched_off,
+        healed_by_parent,
+        restarts_itself,
+        superseded,
+    )
+    for check in checks:
+        if found := check(facts, limits):
+            return found
+    return None
+
+
+def not_failed(facts: RunFacts, _: Limits) -> StandDown | None:
+    if facts.run.is_active:
+        return StandDown("running_again", "The run is active again: somebody or something repaired it.")
+    if not facts.run.is_failed:
+        return StandDown("not_failed", "The run is no longer failed: it was repaired meanwhile.")
+    return None
+
+
+def not_selected(facts: RunFacts, limits: Limits) -> StandDown | None:
+    if limits.job_ids and facts.run.job_id not in limits.job_ids:
+        return StandDown("not_selected", "The job is not among the jobs that the agent looks after.")
+    wanted = limits.job_tags or {}
+    if any(facts.tags.get(name) != value for name, value in wanted.items()):
+        return StandDown("not_selected", "The job lacks the tags of the jobs that the agent looks after.")
+    return None
+
+
+def switched_off(facts: RunFacts, limits: Limits) -> StandDown | None:
+    if mode_of(facts.tags, limits.default_mode) is Mode.OFF:
+        return StandDown("switched_off", f"The mode is off for this job (tag {MODE_TAG} or the default mode).")
+    return None
+
+
+def healed_by_parent(facts: RunFacts, _: Limits) -> StandDown | None:
+    if facts.parent:
+        return StandDown(
+            "healed_by_parent", f"The run was started by {facts.parent}, which retries or reports it itself."
+        )
+    return None
+
+
+def restarts_itself(facts: RunFacts, _: Limits) -> StandDown | None:
+    if facts.job and facts.job.is_continuous:
+        return StandDown("continuous_job", "The job is continuous: Databricks restarts it by itself, with backoff.")
+    return None
+
+
+def superseded(facts: RunFacts, _: Limits) -> StandDown | None:
+    """A newer run of the same job with the same parameters did, or is doing, this run's work."""
+    for newer in facts.newer_runs:
+        if dict(newer.job_parameters) != dict(facts.run.job_parameters):
+            continue
+        if newer.result_state == "SUCCESS":
+            return StandDown("newer_run_succeeded", f"The newer run {newer.run_id} of the job succeeded.")
+        if newer.is_active:
+            return StandDown("newer_run_active", f"The newer run {newer.run_id} of the job is under way.")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A retry that the diagnosis calls for, with all that speaks for or against it. `made` = retries made so far."""
+
+    diagnosis: Diagnosis
+    facts: RunFacts | None
+    attempts: Sequence[Attempt]
+    limits: Limits
+    now: datetime
+
+    @property
+    def made(self) -> int:
+        """A run's repairs count, whoever made them: what a person tried is not tried again without end."""
+        return max(len(self.attempts), len(self.facts.run.repairs) if self.facts else 0)
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        return self.facts.tags if self.facts else {}
+
+
+def permit(proposal: Proposal, *, jitter: float) -> Verdict:
+    """What may be done about the diagnosis. `jitter` is a random number in [0, 1)."""
+    diagnosis = proposal.diagnosis
+    if not diagnosis.recommended.is_retry:
+        return Verdict(diagnosis.recommended, diagnosis.reason, (), diagnosis.changes, 0.0)
+    for check in (too_old, not_idempotent, retry_limit, changed_retry_limit, change_needs_a_person):
+        if refusal := check(proposal):
+            return Verdict(
+                DecisionKind.ESCALATE_EMAIL,
+                f"{diagnosis.reason} {refusal.reason}",
+                (f"policy.{refusal.rule}",),
+                diagnosis.changes,
+                0.0,
+            )
+    changes = diagnosis.changes if proposal.facts is None else settle(diagnosis.changes, proposal.facts) or ()
+    delay = backoff_seconds(proposal.made, proposal.limits, jitter)
+    return Verdict(diagnosis.recommended, diagnosis.reason, (), changes, delay)
+
+
+def too_old(proposal: Proposal) -> StandDown | None:
+    ended = proposal.facts.run.end_time if proposal.facts else None
+    if ended and proposal.now - ended > proposal.limits.max_failure_age:
+        hours = proposal.limits.max_failure_age.total_seconds() / 3600
+        return StandDown("too_old", f"It failed more than {hours:g} hours ago, so it is not repaired by itself.")
+    return None
+
+
+def not_idempotent(proposal: Proposal) -> StandDown | None:
+    if proposal.tags.get(IDEMPOTENT_TAG, "").lower() == "false":
+        return StandDown("not_idempotent", f"The job is marked {IDEMPOTENT_TAG}=false: a person must rerun it.")
+    return None
+
+
+def retry_limit(proposal: Proposal) -> StandDown | None:
+    allowed = proposal.limits.max_retry_attempts
+    tag = proposal.tags.get(MAX_ATTEMPTS_TAG, "")
+    if tag.isdecimal():
+        allowed = min(allowed, int(tag))
+    if proposal.made >= allowed:
+        return StandDown("retry_limit", f"{proposal.made} of at most {allowed} retries were made.")
+    return None
+
+
+def changed_retry_limit(proposal: Proposal) -> StandDown | None:
+    made = sum(attempt.with_changes for attempt in proposal.attempts)
+    allowed = proposal.limits.retry_with_params_attempts
+    if proposal.diagnosis.recommended is DecisionKind.RETRY_WITH_PARAMS and made >= allowed:
+        return StandDown("changed_retry_limit", f"{made} of at most {allowed} retries with changes were made.")
+    return None
+
+
+def change_needs_a_person(proposal: Proposal) -> StandDown | None:
+    if proposal.diagnosis.recommended is not DecisionKind.RETRY_WITH_PARAMS or proposal.facts is None:
+        return None
+    if settle(proposal.diagnosis.changes, proposal.facts) is None:
+        return StandDown("change_needs_a_person", "The change that would heal it is not one that is made by itself.")
+    return None
+
+
+def backoff_seconds(made: int, limits: Limits, jitter: float) -> float:
+    """Full jitter: uniform between 0 and the doubled base, capped (after AWS, "Exponential Backoff And Jitter")."""
+    return float(jitter * min(limits.backoff_cap_seconds, limits.backoff_base_seconds * 2**made))
+
+
+def mode_of(tags: Mapping[str, str], default: Mode) -> Mode:
+    """The job's own mode where its tag names one, else the default."""
+    try:
+        return Mode(tags.get(MODE_TAG, "").lower())
+    except ValueError:
+        return default
+
+
+def carry_out(decision: DecisionKind, mode: Mode, *, dry_run: bool) -> tuple[bool, str]:
+    """Whether a decision is carried out, and why not."""
+    if dry_run:
+        return False, "dry run: nothing is changed and nobody is mailed"
+    if not mode.carries_out(decision):
+        return False, f"mode {mode}: {decision} is suggested by mail, not carried out"
+    return True, ""
+
+
+def recipients_of(
+    tags: Mapping[str, str],
+    *,
+    owners: Mapping[str, str],
+    default: Sequence[str],
+    allowed_domains: Sequence[str],
+) -> tuple[str, ...]:
+    """Who is told. An alias is resolved by the operator's own table; an address on a job must be in an allowed domain.
+
+    Whoever can edit a job must not be able to send error texts anywhere.
+    """
+    named = tags.get(OWNER_TAG, "").strip()
+    if named in owners:
+        return tuple(part.strip() for part in owners[named].split(",") if part.strip())
+    domain = named.rpartition("@")[2].lower()
+    if "@" in named and domain in {allowed.lower() for allowed in allowed_domains}:
+        return (named,)
+    return tuple(default)

@@ -1,0 +1,484 @@
+r"""Secrets and personal data out of a text, before anything of it leaves the process.
+
+Two kinds of finders: *shapes*, for secrets that show by themselves what they are (`dapi…`, `AKIA…`, a PEM block), and
+*names*, for values that are secret because of the name before them (`password=`, `"client_secret": `, `--api-key `).
+Both look at the text as it was meant: colours taken out, `%3D`, `\"` and `\u003d` read as the character they
+stand for, and once more with the line breaks that a wrap put inside a token removed. What is found there is replaced in the
+original by a marker such as `[redacted:password]`. Names, ids, hashes, paths, versions and error classes stay readable.
+"""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+MOST_PASSES = 4
+"""A replaced secret may bring to light another one; after the second pass nothing is left in practice."""
+
+
+_PERSONAL = ("email", "ip")
+
+
+class _Span(NamedTuple):
+    start: int
+    end: int
+    kind: str
+
+
+def redact(text: str) -> str:
+    """`text` with secrets, e-mail addresses and IP addresses replaced by `[redacted:kind]`. Idempotent, linear in the size."""
+    for _ in range(MOST_PASSES):
+        spans = _merged(_found_in(text))
+        if not spans:
+            break
+        parts: list[str] = []
+        position = 0
+        for start, end, kind in spans:
+            parts += (text[position:start], f"[redacted:{kind}]")
+            position = end
+        text = "".join(parts) + text[position:]
+        if all(kind in _PERSONAL for _, _, kind in spans):  # these hide nothing behind them
+            break
+    return text
+
+
+def _found_in(text: str) -> Iterator[_Span]:
+    plain = _View.without_escapes(text)
+    for span in _secrets(plain.text):
+        yield plain.original(span)
+    joins = _wraps(plain.text)
+    if joins:
+        joined = _View(plain.text, [(start, end, "") for start, end in joins])
+        for span in _secrets(joined.text):
+            unwrapped = joined.original(span)
+            if any(unwrapped.start < start and end < unwrapped.end for start, end in _between(joins, unwrapped)):
+                yield plain.original(unwrapped)
+
+
+def _between(joins: list[tuple[int, int]], span: _Span) -> list[tuple[int, int]]:
+    return joins[bisect_left(joins, (span.start, 0)) : bisect_right(joins, (span.end, 0))]
+
+
+def _merged(spans: Iterator[_Span]) -> list[_Span]:
+    result: list[_Span] = []
+    for span in sorted(spans, key=lambda span: (span.start, -span.end)):
+        if result and span.start < result[-1].end:
+            last = result[-1]
+            result[-1] = _Span(last.start, max(last.end, span.end), last.kind)
+        elif span.end > span.start:
+            result.append(span)
+    return result
+
+
+# --- the text as it was meant ----------------------------------------------------------------------------------------
+
+_ESCAPE = re.compile(
+    r"(?P<colour>(?:\x1b|\\{1,4}(?:u001[bB]|x1[bB]|033|e))\[[0-9;?]{0,20}[A-Za-z])"
+    r"|(?P<invisible>[\u200b-\u200d\u2060\ufeff\u00ad])"
+    r"|%(?:25){0,2}(?P<percent>[2-7][0-9A-Fa-f])"
+    r"|\\{1,8}u00(?P<unicode>[2-7][0-9A-Fa-f])"
+    r"|\\{1,8}(?P<quoted>[\"'/])"
+    r"|\\{1,8}(?P<space>[nrt])"
+    r"|&(?P<entity>amp|quot|apos|lt|gt|#39|#34|#x27);"
+)
+_ENTITIES = {"amp": "&", "quot": '"', "apos": "'", "lt": "<", "gt": ">", "#39": "'", "#34": '"', "#x27": "'"}
+_SPACES = {"n": "\n", "r": "\n", "t": "\t"}
+
+
+def _meaning(found: re.Match[str]) -> str:
+    name, value = found.lastgroup, found.group(found.lastgroup or 0)
+    match name:
+        case "percent" | "unicode":
+            return chr(int(value, 16))
+        case "quoted":
+            return value
+        case "space":
+            return _SPACES[value]
+        case "entity":
+            return _ENTITIES[value]
+        case _:
+            return ""
+
+
+class _View:
+    """A text with some pieces replaced, that can say where in the original a place of it is."""
+
+    def __init__(self, text: str, changes: list[tuple[int, int, str]]) -> None:
+        parts: list[str] = []
+        self._starts: list[int] = []
+        self._origins: list[tuple[int, int, bool]] = []
+        length = position = 0
+        for start, end, meaning in [*changes, (len(text), len(text), "")]:
+            if start > position:
+                parts.append(text[position:start])
+                self._starts.append(length)
+                self._origins.append((position, start, False))
+                length += start - position
+            if meaning:
+                parts.append(meaning)
+                self._starts.append(length)
+                self._origins.append((start, end, True))
+                length += len(meaning)
+            position = end
+        self.text = "".join(parts) if changes else text
+
+    @classmethod
+    def without_escapes(cls, text: str) -> "_View":
+        if not any(mark in text for mark in ("\x1b", "%", "\\", "&")) and text.isascii():
+            return cls(text, [])
+        return cls(text, [(found.start(), found.end(), _meaning(found)) for found in _ESCAPE.finditer(text)])
+
+    def original(self, span: _Span) -> _Span:
+        first = bisect_right(self._starts, span.start) - 1
+        last = bisect_left(self._starts, span.end) - 1
+        start, _, is_replaced = self._origins[first]
+        if not is_replaced:
+            start += span.start - self._starts[first]
+        end_origin, end, is_replaced = self._origins[last]
+        if not is_replaced:
+            end = end_origin + span.end - self._starts[last]
+        return _Span(start, end, span.kind)
+
+
+_WRAP = re.compile(r"(?<=[\w+/=.~\-])(\\?\r?\n[ \t]{0,16})(?=([\w+/=~\-.]{2,400})(.?))")
+_STARTS_A_LINE = re.compile(r"\d{1,4}[-/:.]\d|[A-Za-z_][\w.\-]{1,60}=[^=]|-{2,5}|\.{2,3}|(?:0x|at|in|File|by|to|and|or)\b")
+
+
+def _wraps(text: str) -> list[tuple[int, int]]:
+    """The line breaks that seem to stand inside a token: what follows looks like the rest of something random."""
+    if "\n" not in text:
+        return []
+    return [
+        found.span(1)
+        for found in _WRAP.finditer(text)
+        if found.group(3) not in (":", "(") and not _STARTS_A_LINE.match(found.group(2)) and _is_scrap(found.group(2))
+    ]
+
+
+_LOWER_RUN = re.compile(r"[a-z]{6}")
+
+
+def _is_scrap(word: str) -> bool:
+    """Whether a word looks like a piece of a secret and not like a word, a class name or a number."""
+    if word.endswith("="):
+        return True
+    if word.isdigit():
+        return len(word) >= 6
+    has_digit = any(character.isdigit() for character in word)
+    has_letter = any(character.isalpha() for character in word)
+    if not has_letter or _LOWER_RUN.search(word):
+        return has_digit and len(word) >= 24
+    has_both_cases = word != word.lower() and word != word.upper() and not word.istitle()
+    return has_digit or has_both_cases
+
+
+# --- secrets that show what they are ---------------------------------------------------------------------------------
+
+_ALONE = r"(?<![A-Za-z0-9])"
+_END = r"(?![A-Za-z0-9])"
+
+
+def _has_digit_and_letter(value: str) -> bool:
+    return any(character.isdigit() for character in value) and any(character.isalpha() for character in value)
+
+
+def _is_random(value: str) -> bool:
+    """Upper case, lower case and digits mixed, as encoders make it and people do not."""
+    return value != value.lower() and value != value.upper() and any(character.isdigit() for character in value)
+
+
+def _is_credential(value: str) -> bool:
+    """After `Bearer` or `Basic`: a credential and not the next word of a sentence."""
+    return len(value) >= 8 and (_has_digit_and_letter(value) or value.endswith("=") or len(value) >= 24)
+
+
+def _is_anything(_: str) -> bool:
+    return True
+
+
+class _Shape(NamedTuple):
+    """A secret known by its look. `hints`: the expression runs only where one of these stands in the text."""
+
+    kind: str
+    hints: tuple[str, ...]
+    pattern: re.Pattern[str]
+    is_secret: Callable[[str], bool] = _is_anything
+
+
+def _shape(kind: str, hints: str, pattern: str, is_secret: Callable[[str], bool] = _is_anything) -> _Shape:
+    return _Shape(kind, tuple(hints.split()), re.compile(pattern), is_secret)
+
+
+# Forms as published by the issuers and in the rules of gitleaks (MIT). The first group, if any, is the secret.
+_SHAPES = (
+    _shape("databricks-token", "dapi dose dkea dsapi", _ALONE + r"d(?:api|ose|kea|sapi)[0-9a-f]{30,40}(?:-\d{1,2})?" + _END),
+    _shape("jwt", "eyJ", _ALONE + r"eyJ[\w\-]{8,8000}(?:\.[\w\-]{2,8000}){1,4}={0,2}"),
+    _shape("aws-key", "AKIA ASIA ABIA ACCA", _ALONE + r"A(?:KIA|SIA|BIA|CCA)[A-Z0-9]{16}" + _END),
+    _shape("aws-token", "FwoGZXIvYXdz IQoJb3JpZ2lu FQoGZXIvYXdz", r"(?:FwoGZXIvYXdz|IQoJb3JpZ2lu|FQoGZXIvYXdz)[\w+/=\-]{20,4000}"),
+    _shape("google-key", "AIza ya29. GOCSPX- 1//0", _ALONE + r"(?:AIza[\w\-]{30,40}|ya29\.[\w\-.]{20,1000}|GOCSPX-[\w\-]{20,40}|1//0[\w\-]{30,200})"),
+    _shape("github-token", "ghp_ gho_ ghu_ ghs_ ghr_ github_pat_", _ALONE + r"(?:gh[pousr]_[A-Za-z0-9]{20,255}|github_pat_\w{20,255})"),
+    _shape("gitlab-token", "gl", _ALONE + r"gl(?:pat|ptt|dt|rt|cbt|soat|ft|agent|imt|oas)-[\w\-.]{18,300}"),
+    _shape("slack-token", "xox xapp-", _ALONE + r"(?:xox[a-z](?:\.xox[a-z])?-[\w\-]{10,250}|xapp-\d-[\w\-]{10,250})"),
+    _shape("webhook", "hooks.slack.com", r"hooks\.slack\.com/((?:services|workflows|triggers)/[\w/\-]{8,200})"),
+    _shape("webhook", "webhook.office.com outlook.office", r"(?:webhook\.office\.com|outlook\.office(?:365)?\.com)/((?:webhookb2|webhook)/[\w@/.\-]{8,400})"),
+    _shape("webhook", "discord", r"discord(?:app)?\.com/api/webhooks/(\d{5,30}/[\w\-]{20,200})"),
+    _shape("stripe-key", "_live_ _test_ whsec_", _ALONE + r"(?:(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{10,250}|whsec_[A-Za-z0-9+/=]{20,200})"),
+    _shape("sendgrid-key", "SG.", _ALONE + r"SG\.[\w\-]{16,32}\.[\w\-]{16,64}"),
+    _shape("npm-token", "npm_", _ALONE + r"npm_[A-Za-z0-9]{30,60}"),
+    _shape("pypi-token", "pypi-", _ALONE + r"pypi-Ag[\w\-]{16,1000}"),
+    _shape("openai-key", "sk-", _ALONE + r"sk-[\w\-]{20,300}", _has_digit_and_letter),
+    _shape("huggingface-token", "hf_ api_org_", _ALONE + r"(?:hf|api_org)_[A-Za-z0-9]{28,60}"),
+    _shape("twilio-key", "SK AC", _ALONE + r"(?:SK|AC)[0-9a-f]{32}" + _END),
+    _shape("mail-service-key", "key- -us", _ALONE + r"(?:key-[0-9a-f]{32}|[0-9a-f]{32}-us\d{1,2})" + _END),
+    _shape("shopify-token", "shp", _ALONE + r"shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}"),
+    _shape("square-token", "sq0", _ALONE + r"sq0[a-z]{3}-[\w\-]{20,60}"),
+    _shape("digitalocean-token", "_v1_", _ALONE + r"do[opr]_v1_[0-9a-f]{32,64}"),
+    _shape("atlassian-token", "ATATT3 ATBB ATCTT3", _ALONE + r"AT(?:ATT3|CTT3|BB)[\w=\-]{16,400}"),
+    _shape("grafana-token", "glsa_ glc_", _ALONE + r"gl(?:sa|c)_[\w+/=]{20,400}"),
+    _shape("newrelic-key", "NRAK- NRII- NRJS-", _ALONE + r"NR(?:AK|II|JS)-[\w\-]{19,50}"),
+    _shape("vault-token", "hvs. hvb. hvr.", _ALONE + r"hv[sbr]\.[\w\-]{20,300}"),
+    _shape("terraform-token", ".atlasv1.", r"[A-Za-z0-9]{14}\.atlasv1\.[\w\-]{30,100}"),
+    _shape("docker-token", "dckr_", _ALONE + r"dckr_(?:pat|oat)_[\w\-]{20,80}"),
+    _shape("dbt-token", "dbtc_ dbtu_ dbts_", _ALONE + r"dbt[cus]_[\w+/=\-]{20,100}"),
+    _shape("notion-token", "secret_ ntn_", _ALONE + r"(?:secret_[A-Za-z0-9]{40,50}|ntn_[A-Za-z0-9]{40,60})"),
+    _shape("linear-key", "lin_", _ALONE + r"lin_(?:api|oauth)_[A-Za-z0-9]{30,80}"),
+    _shape("telegram-token", ":AA", _ALONE + r"\d{8,10}:AA[\w\-]{32,34}"),
+    _shape("airtable-token", "pat", _ALONE + r"pat[A-Za-z0-9]{14}\.[0-9a-f]{64}"),
+    _shape("postman-key", "PMAK-", _ALONE + r"PMAK-[0-9a-f]{24}-[0-9a-f]{34}"),
+    _shape("sentry-token", "sntry", _ALONE + r"sntry[su]_[\w+/=\-]{30,300}"),
+    _shape("age-key", "AGE-SECRET-KEY-", r"AGE-SECRET-KEY-1[A-Z0-9]{40,70}"),
+    _shape("entra-secret", "Q~", r"(?<![\w~.\-])[\w~.\-]{3}\dQ~[\w~.\-]{28,40}"),
+    _shape("azure-devops-token", "AZDO", r"[A-Za-z0-9]{70,80}AZDO[A-Za-z0-9]{4}"),
+    _shape("azure-key", "AzFu AzCa AzSe AIoT ACDb AStg APIM ACR+ AzEv AzSB +ASb +AEh", r"(?<![\w+/])[\w+/\-]{20,90}(?:AzFu|AzCa|AzSe|AIoT|ACDb|AStg|APIM|ACR\+|AzEv|AzSB|\+ASb|\+AEh)[\w+/\-]{4,20}={0,2}"),
+    _shape("password-hash", "$2 $apr1$ $6$ $5$ $argon2", r"\$(?:2[abxy]\$\d\d\$[./A-Za-z0-9]{50,60}|(?:apr1|[56])\$[\w./$=]{16,150}|argon2[id]{1,2}\$[\w./$=,+]{20,200})"),
+    _shape("ssh-key", "b3BlbnNzaC1rZXktdjE", r"b3BlbnNzaC1rZXktdjE[A-Za-z0-9+/=\s]{20,8000}"),
+    _shape("credential", "earer", r"[Bb]earer[ :=\"']{1,4}([\w.~+/=\-]{8,8000})", _is_credential),
+    _shape("credential", "BEARER", r"BEARER[ :=\"']{1,4}([\w.~+/=\-]{8,8000})", _is_credential),
+    _shape("credential", "asic", r"\b[Bb]asic ([A-Za-z0-9+/]{8,800}={0,2})", _is_credential),
+    _shape("signature", "Signature=", r"Signature=([\w+/=\-]{20,2000})"),
+    _shape("credential", "uthorization AUTHORIZATION", r"(?:[Aa]uthorization|AUTHORIZATION)[\"']{0,2}\s?[:=,]\s{0,2}[\"']?(?:SharedKey(?:Lite)? [\w\-]{1,60}:|(?:[Bb]earer|[Bb]asic|[Tt]oken|[Dd]igest|[Nn]egotiate|NTLM|[Aa]pi[Kk]ey|GenieKey)[ :]\s?|)(?:token=)?[\"']?([\w.~+/=\-]{8,8000})", _is_credential),
+    _shape("password", "://", r"://[^\s/@:\"'<>\[\]]{0,128}:((?!\[redacted:)[^\s/\"'<>]{1,300})@(?=[\w\[.\-$*{])"),
+    _shape("password", "://", r"://[^\s/@:\"'<>\[\]]{0,128}:((?!\[redacted:)[^\s@\"'<>]{1,300})@(?=[\w\[\-]{1,60}\.[\w.\-]{2,60}(?:[:/\s\"']|$))"),
+    _shape("token", "://", r"://([^\s/@:\"'<>\[\]]{20,300})@(?=[\w.\-])", _has_digit_and_letter),
+    _shape("password", "oracle:thin:", r"oracle:thin:[^\s/@]{1,80}/([^\s@]{1,128})@"),
+    _shape("password", "curl wget http", r"(?:curl|wget|https?)\b[^\n]{0,300}?\s(?:-u|--user)[ =]{0,2}[\"']?[^\s:\"']{1,80}:([^\s\"']{1,200})"),
+    _shape("password", "mysql sshpass", r"(?:mysql\w{0,10}|sshpass)\b[^\n]{0,300}?\s-p ?[\"']?([^\s\"']{4,128})"),
+    _shape("password", "login LOGIN", r"\b(?:login|LOGIN) \S{1,80}\s{1,4}(?:password|PASSWORD)\s{1,4}(\S{1,128})"),
+    _shape("password", "dentified DENTIFIED", r"(?i:identified\s{1,3}by)\s{1,3}(?:(?i:password)\s)?[\"']?([^\s\"';]{1,128})"),
+    _shape("password", "5432: 3306: 1433: 1521: 5439:", r"(?m:^)\s{0,8}[\w.\-*]{1,120}:(?:5432|3306|1433|1521|5439):[\w*\-]{1,64}:[\w*\-.]{1,64}:(\S{4,128})"),
+    _shape("cookie", "ookie COOKIE", r"(?:[Cc]ookie|COOKIE)[\"']{0,2}\s?[:=]\s{0,2}[\"']?([^\n\"'\s=;]{1,80}=(?!\[redacted:)[^\n\"']{1,4000})"),
+    _shape("key", "=", r"(?<![\w+/=\-])([A-Za-z0-9+/]{86}==)(?![\w=])", _is_random),
+    _shape("key", "=", r"(?<![\w+/=\-:])([A-Za-z0-9+/]{43}=)(?![\w=])", _is_random),
+    _shape("azure-devops-token", "", _ALONE + r"[a-z2-7]{52}" + _END, _has_digit_and_letter),
+)  # fmt: skip
+
+_CHECKSUM_BEFORE = re.compile(r"(?i:sha-?\d{0,3}|md5|digest|checksum|integrity|etag|hash)[^\w]{1,4}[\"']?$")
+
+_PEM_BEGIN = re.compile(r"-{4,5}BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-{4,5}")
+_PEM_END = re.compile(r"-{4,5}END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-{4,5}")
+_PEM_BODY = re.compile(r"(?:\s{0,8}(?:[A-Za-z0-9+/=]{16,}|[A-Za-z0-9+/=]{1,76}(?=\s{0,4}-|\s*$)|[A-Z][\w\-]{2,20}: [^\n]{1,100}))*")
+_BASE64_LINES_BEFORE = re.compile(r"(?:[A-Za-z0-9+/=]{1,100}\s{1,8}){1,200}$")
+_LONGEST_KEY_BLOCK = 12_000
+
+_EMAIL = re.compile(r"(?<![\w.+\-#/])[\w.+\-#]{1,64}@(?:[\w\-]{1,63}\.){1,6}[A-Za-z]{2,24}(?![\w@])")
+_NOT_AN_EMAIL = re.compile(r"(?:\.core\.windows\.net|\.fabric\.microsoft\.com)$|^git@|@sha256", re.IGNORECASE)
+
+_IPV4 = re.compile(r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?!\.?\w)")
+_IPV6 = re.compile(
+    r"(?<![\w:.])(?:(?:[0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4}"
+    r"|(?:[0-9A-Fa-f]{1,4}:){1,6}(?::[0-9A-Fa-f]{1,4}){1,6}|(?:[0-9A-Fa-f]{1,4}:){2,7}:)(?:%\w{1,12})?(?![\w:])"
+)
+_VERSION_BEFORE = re.compile(
+    r"(?:\bv|\bver\.?|version|release|runtime|\bdbr|build|upgrade\w{0,2}|jdbc\d?|oracle(?: database)?|package|library|"
+    r"[=><~!^]=|[-_@]|\w==|\.x|\bfrom \d[\d.]{0,12} to)[\s:=\"'(]{0,3}$",
+    re.IGNORECASE,
+)
+_NOBODYS_ADDRESS = ("127.", "0.0.0.0", "255.255.", "169.254.", "168.63.129.16")  # noqa: S104 (text, not a binding)
+
+
+def _secrets(text: str) -> Iterator[_Span]:
+    for shape in _SHAPES:
+        if not shape.hints or any(hint in text for hint in shape.hints):
+            yield from _of_shape(shape, text)
+    yield from _private_keys(text)
+    yield from _named(text)
+    yield from _personal(text)
+
+
+def _of_shape(shape: _Shape, text: str) -> Iterator[_Span]:
+    group = 1 if shape.pattern.groups else 0
+    for found in shape.pattern.finditer(text):
+        start, end = found.span(group)
+        is_checksum = shape.kind == "key" and _CHECKSUM_BEFORE.search(text, max(0, start - 16), start)
+        if not is_checksum and shape.is_secret(found.group(group)):
+            yield _Span(start, end, shape.kind)
+
+
+def _private_keys(text: str) -> Iterator[_Span]:
+    if "PRIVATE KEY" not in text:
+        return
+    for begin in _PEM_BEGIN.finditer(text):
+        end = _PEM_END.search(text, begin.end(), begin.end() + _LONGEST_KEY_BLOCK)
+        if end:
+            yield _Span(begin.start(), end.end(), "private-key")
+        else:
+            body = _PEM_BODY.match(text, begin.end(), begin.end() + _LONGEST_KEY_BLOCK)
+            yield _Span(begin.start(), body.end() if body else begin.end(), "private-key")
+    for end in _PEM_END.finditer(text):
+        before = _BASE64_LINES_BEFORE.search(text, max(0, end.start() - 4_000), end.start())
+        yield _Span(before.start() if before else end.start(), end.end(), "private-key")
+
+
+def _personal(text: str) -> Iterator[_Span]:
+    if "@" in text:
+        for found in _EMAIL.finditer(text):
+            if not _NOT_AN_EMAIL.search(found.group()):
+                yield _Span(*found.span(), "email")
+    for found in _IPV4.finditer(text):
+        start = found.start()
+        if not found.group().startswith(_NOBODYS_ADDRESS) and not _VERSION_BEFORE.search(text, max(0, start - 24), start):
+            yield _Span(*found.span(), "ip")
+    if "::" in text or text.count(":") > 6:
+        for found in _IPV6.finditer(text):
+            if any(character.isdigit() for character in found.group()):
+                yield _Span(*found.span(), "ip")
+
+
+# --- values that are secret because of their name --------------------------------------------------------------------
+
+_NAME = re.compile(r"[A-Za-z_][\w.\-]{1,120}")
+_ASSIGNED = re.compile(r"[\"'\])]{0,3}\s{0,3}(?:=>|:=|={1,2}|:|[\"'] ?, ?(?=[\"']))\s{0,3}[bru]?")
+_XML = re.compile(r">(?:</name>\s{0,40}<value>)?|</name>\s{0,40}<value>")
+_SPACE = re.compile(r"\s{1,3}(?:(?:is|was|value|of) )?[:=]?\s{0,2}")
+_QUOTED = {'"': re.compile(r'[^"\n]{1,8000}'), "'": re.compile(r"[^'\n]{1,8000}"), "`": re.compile(r"[^`\n]{1,8000}")}
+_BARE = re.compile(r"(?:[^\s\"'<>;&,)}\]`]|,(?!\s|[\w.\-]{1,40}[=:]|$)|[)}\]](?![\s\"';&,)}\]]|$)){1,4000}")
+
+_WORDS_OF = re.compile(r"[A-Z]{2,}(?![a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
+_HARMLESS_ENDS = frozenset(
+    "name names scope scopes type types url uri endpoint count counts id ids path file files length len policy expiry expires "
+    "expiration expired ttl vault version limit limits size arn ref reference column columns table field fields format "
+    "provider class mode enabled required prefix suffix alias algorithm usage used budget manager service error store "
+    "rotation strategy valid invalid missing audience issuer lifetime location encryption in at date time created updated "
+    "owner user username host port rate total max min window bucket".split()
+)
+_PASSWORD = re.compile(r"passw(?:or)?d|passwort|passphrase|passcode|(?:^|_)(?:pass|pwd|pw)(?:_|$)|pwd$|^pgpass|userpass")
+_TELLING = re.compile(
+    r"secret|token|credential|api_?key|access_?key|account_key|accountkey|shared_?key|private_?key|signing_?key|master_?key|"
+    r"encryption_?key|storage_?key|subscription_?key|functions?_?key|host_?key|auth_?key|license_?key|service_?key|"
+    r"instrumentation_?key|app(?:lication)?_?key|admin_?key|query_?key|webhook_?key|integration_?key|routing_?key|"
+    r"(?:^|_)(?:sas|sig|auth|jwt|bearer|pat|signature|cookie|session|sid|hmac|otp|pin|salt)$|"
+    r"connection_?string|conn_?str|dsn$|account_key_|crypt_?key|key_?(?:base64|value|secret)$|_key_?\d$|sessionid|csrf"
+)
+_WEAK_KEY = re.compile(r"(?:^|_)(?:key|code|auth)$")
+_NOT_A_SECRET_KEY = re.compile(
+    r"(?:primary|partition|foreign|sort|cache|row|object|blob|idempotency|join|natural|business|surrogate|merge|state|"
+    r"lookup|shuffle|group|map|dict|config|record|message|item|unique|cluster|clustering|dedup|public|hash|registry|error|"
+    r"status|exit|return|country|zip|postal|currency|response|reason|termination|http|sql|product|language)_(?:key|code)s?$"
+)
+_PLACEHOLDER = re.compile(
+    r"(?i:\*{2,}|x{3,}$|\.{2,}|\[|\{|<|\$|%\(|none$|null$|nil$|true$|false$|undefined$|redacted|masked|hidden|removed|"
+    r"empty$|n/a$|-+$|unset$|yes$|no$|string$|str$|required$|optional$|expired$|missing$|invalid$|todo$|changeme$|"
+    r"dbutils\b|os\.|env\b|self\.|config\b|settings\b|args\b|getpass|keyvault|secretscope)"
+)
+_CODE_AFTER = re.compile(r"[\[(.]|\s?\+\s")
+_IDENTIFIER = re.compile(r"[A-Za-z_]{1,24}(?:\.[A-Za-z_]{1,24}){0,4}")
+_WORD = re.compile(r"[A-Za-z][a-z]{0,30}[.,:;!?]?")
+
+
+class _Name(NamedTuple):
+    kind: str
+    any_value: bool
+
+
+@lru_cache(maxsize=4096)
+def _secret_name(name: str) -> _Name | None:
+    """What a name says about its value; `any_value`: every value is secret (passwords), else only a random-looking one."""
+    words = [word.lower() for word in _WORDS_OF.findall(name)]
+    if not words:
+        return None
+    compact = "_".join(words)
+    is_property = name.count(".") > 1
+    if words[-1] in _HARMLESS_ENDS and not is_property and compact not in ("secret_id", "role_secret_id"):
+        return None
+    if _NOT_A_SECRET_KEY.search(compact):
+        return None
+    if _PASSWORD.search(compact) or _PASSWORD.search(name.lower()):
+        return _Name("password", any_value=True)
+    if _TELLING.search(compact):
+        kind = next((kind for kind in ("token", "secret", "key", "signature") if kind in compact), "secret")
+        return _Name(kind, any_value=False)
+    return _Name("key", any_value=False) if _WEAK_KEY.search(compact) else None
+
+
+def _named(text: str) -> Iterator[_Span]:
+    position = 0
+    while found := _NAME.search(text, position):
+        position = found.end()
+        name = _secret_name(found.group().rstrip(".-"))
+        if name:
+            span = _value(text, found, name)
+            if span:
+                yield span
+                position = max(position, span.end)
+
+
+def _value(text: str, name_found: re.Match[str], name: _Name) -> _Span | None:
+    name_end = name_found.end()
+    is_flag = text[max(0, name_found.start() - 2) : name_found.start()].endswith("-")
+    for separator, accepts in ((_ASSIGNED, _assigned_secret), (_XML, _assigned_secret), (_SPACE, _flagged_secret if is_flag else _told_secret)):
+        found = separator.match(text, name_end)
+        if found:
+            start = found.end()
+            quote = text[start : start + 1]
+            if quote in _QUOTED:
+                value = _QUOTED[quote].match(text, start + 1)
+            else:
+                value = _BARE.match(text, start)
+            if value and accepts(value, name, text, quote in _QUOTED):
+                return _Span(value.start(), value.end(), name.kind)
+            return None
+    return None
+
+
+def _assigned_secret(value: re.Match[str], name: _Name, text: str, is_quoted: bool) -> bool:
+    secret = value.group()
+    if _PLACEHOLDER.match(secret):
+        return False
+    after = text[value.end() : value.end() + 1]
+    if not is_quoted:
+        if _CODE_AFTER.match(text, value.end()) or "(" in secret[:40]:
+            return False
+        if _IDENTIFIER.fullmatch(secret) and after in (",", ")"):
+            return False
+    if name.any_value:
+        is_prose = text[value.start() - 1] == " " and _WORD.fullmatch(secret) and after == " "
+        return not is_prose
+    return _looks_secret(secret, 20 if name.kind == "key" and not _TELLING.search(name.kind) else 8)
+
+
+def _flagged_secret(value: re.Match[str], name: _Name, _: str, is_quoted: bool) -> bool:
+    secret = value.group()
+    if _PLACEHOLDER.match(secret) or secret.startswith("-"):
+        return False
+    return name.any_value or is_quoted or _looks_secret(secret, 8)
+
+
+def _told_secret(value: re.Match[str], name: _Name, _: str, is_quoted: bool) -> bool:
+    """`password hunter2`, `the token 9f86…`: without a sign between them only what no sentence would hold."""
+    secret = value.group()
+    if _PLACEHOLDER.match(secret):
+        return False
+    if is_quoted and name.kind == "password":
+        return not _WORD.fullmatch(secret) and " " not in secret
+    return len(secret) >= (8 if name.any_value else 16) and _looks_secret(secret, 8) and "/" not in secret[:2]
+
+
+def _looks_secret(value: str, shortest: int) -> bool:
+    if len(value) < shortest or value.startswith(("/", "http://", "https://", "./")) or " " in value:
+        return False
+    if value.replace(".", "").replace("-", "").replace(":", "").isdigit():
+        return False
+    if _has_digit_and_letter(value):
+        return True
+    return len(value) >= 20 and (not value.islower() or value.isalpha()) and "." not in value and "_" not in value

@@ -155,7 +155,7 @@ class MessageDelivery:
         if isinstance(error, ThrottledError) and error.retry_after_seconds is not None:
             return error.retry_after_seconds + self._jitter()
         longest = min(self._settings.defer_cap_seconds, self._settings.defer_base_seconds * 2 ** (min(count, 20) - 1))
-        return longest * (0.5 + self._jitter() / 2)
+        return float(longest) * (0.5 + self._jitter() / 2)
 
     def _first_seen(self, envelope: Envelope, now: datetime) -> datetime:
         try:

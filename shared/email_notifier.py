@@ -1,7 +1,7 @@
 """EmailNotifier: mail through Azure Communication Services, as text and HTML, each with a key of its own.
 
-The service's own retries are off: it answers 429 with the time to wait, which belongs to the queue and not to a sleeping
-function (an Azure-managed domain may send 5 mails a minute and 10 an hour; failed tries count too).
+The client's own retries are off: the service answers 429 with the time to wait, which belongs to the queue and not to a
+sleeping function (an Azure-managed domain may send 5 mails a minute and 10 an hour; failed tries count too).
 """
 
 import logging
@@ -65,7 +65,7 @@ class EmailNotifier:
         return self._operation_status(operation_id(key)) is not None
 
     def check(self) -> None:
-        """Raise where the service cannot be reached, the identity is refused, or settings are missing. Sends nothing."""
+        """Raise where the service cannot be reached, refuses the identity, or settings are missing. Sends nothing."""
         self._settings.require(("acs_endpoint",), ("sender_email",))
         self._operation_status(str(uuid.uuid4()))
 

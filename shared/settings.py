@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     azure_openai_deployment: str = Field("", description="Name of the model deployment.")
     azure_openai_key: str = Field("", description="Absent = Entra identity.")
     azure_openai_timeout_seconds: int = Field(30, ge=1, description="Longest wait for one answer of the model.")
+    azure_openai_max_retries: int = Field(1, ge=0, le=5, description="How often the SDK repeats a call by itself.")
     ai_mode: Literal["always", "unsure", "never"] = Field("unsure", description="When the model is asked.")
 
     # E-mail

@@ -205,6 +205,11 @@ class Run:
         """The name of the run: its own or the job's."""
         return self.plan.run_name or str(self.job.settings.get("name", "Untitled"))
 
+    def result_of(self, task_key: str) -> str | None:
+        """Return the result state of a task's last attempt, None while it has none."""
+        verdict = self.latest[task_key].verdict
+        return verdict.result_state if verdict else None
+
     def failed_tasks(self) -> list[str]:
         """Return the keys of the tasks whose last attempt was not good, those kept from running by others included."""
         return [key for key, attempt in self.latest.items() if attempt.verdict and not attempt.verdict.good]

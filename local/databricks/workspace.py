@@ -28,6 +28,7 @@ from local.databricks.job_settings import Json, cluster_spec, cluster_specs, tas
 from local.databricks.node_types import NODE_TYPES
 from local.databricks.runs import (
     CANCELED_RESULTS,
+    CONSEQUENCES,
     EXCLUDED,
     SKIPPED,
     SUCCESS,
@@ -663,7 +664,8 @@ def _tasks_to_repair(run: Run, request: RepairRequest) -> list[str]:
     if unknown := [key for key in named if key not in run.latest]:
         raise invalid(f"Run {run.run_id} has no task with the key {unknown[0]}.")  # wording assumed
     rerun = set(named)
-    dependents = set(run.latest) if request.rerun_dependent_tasks else set(failed_keys)
+    kept_from_running = {key for key in failed_keys if run.result_of(key) in CONSEQUENCES}
+    dependents = set(run.latest) if request.rerun_dependent_tasks else kept_from_running
     grown = True
     while grown:
         more = {key for key in dependents - rerun if rerun & set(run.latest[key].depends_on)}

@@ -21,7 +21,8 @@ from .protocol import TypedData
 
 log = logging.getLogger(__name__)
 
-_FIELD = re.compile(r"[0-9A-Z*,/-]+")
+_FIELD = re.compile(r"(?:[0-9*,/-]|[A-Z]{3})+")
+_WEEKDAY_SEVEN = re.compile(r"(?<![0-9/])7")
 _LATE = timedelta(seconds=1)
 _LONGEST_SLEEP_SECONDS = 60.0  # wake up now and then: the clock may be set, or the machine may have slept
 
@@ -38,11 +39,11 @@ class Schedule:
         fields = text.upper().split()
         if len(fields) != 6:
             raise HostError(f"{used_by}: the schedule {text!r} needs six fields: second minute hour day month weekday.")
-        if not all(_FIELD.fullmatch(field) for field in fields) or re.search(r"(?<![A-Z])(L|W|LW)\b|\dL", text.upper()):
+        if not all(_FIELD.fullmatch(field) for field in fields):
             raise HostError(
                 f"{used_by}: the schedule {text!r} uses more than digits, names, * , / and - (no L, W, # or ?)."
             )
-        if "7" in re.split(r"[,/-]", fields[5]):
+        if _WEEKDAY_SEVEN.search(fields[5]):
             raise HostError(f"{used_by}: the schedule {text!r} has weekday 7; Sunday is 0.")
         if not fields[3].startswith("*") and not fields[5].startswith("*"):
             raise HostError(

@@ -34,7 +34,9 @@ class RunningHost:
         """Where its HTTP functions are."""
         return f"http://127.0.0.1:{self.ready_line.split()[1]}"
 
-    def wait_for(self, wanted: Callable[[dict[str, Any]], bool], count: int = 1, seconds: float = 10) -> list[dict[str, Any]]:
+    def wait_for(
+        self, wanted: Callable[[dict[str, Any]], bool], count: int = 1, seconds: float = 10
+    ) -> list[dict[str, Any]]:
         """The first ``count`` log records that are wanted; fails the test if they do not come in time."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -56,7 +56,8 @@ def item(req: func.HttpRequest) -> func.HttpResponse:
     log.info("item")
     body = req.get_body().decode()
     text = f"{req.method} {req.route_params.get('id')} {req.route_params.get('part')} {req.params.get('q')} {body}"
-    return func.HttpResponse(text, status_code=201, headers={"x-echo": req.headers.get("x-sent", "none")})
+    headers = {"x-echo": req.headers.get("x-sent", "none"), "Set-Cookie": "seen=yes; Path=/api; HttpOnly; SameSite=Lax"}
+    return func.HttpResponse(text, status_code=201, headers=headers)
 
 
 @app.route(route="items/all", methods=["GET"])

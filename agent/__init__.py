@@ -1,0 +1,1 @@
+"""The command line: thin commands over `shared` and, for the local stack, `local`."""

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HOST = "127.0.0.1"
+STARTED = "Azurite Table service successfully started"
 START_SECONDS = 30
 STOP_SECONDS = 5
 PROGRAM = Path(__file__).parent / "node_modules" / ".bin" / "azurite-table"
@@ -46,7 +47,7 @@ def command_line(location: Path, port: int) -> list[str]:
 def running_azurite(location: Path, *, port: int = 0) -> Iterator[str]:
     """Run the table service and yield its connection string; port 0 = any free one.
 
-    Raises AzuriteError with Azurite's own words where it ends at once or does not listen within 30 seconds.
+    Raises AzuriteError with Azurite's own words where it ends at once or has not started within 30 seconds.
     """
     if not PROGRAM.exists():
         raise AzuriteError(f"{PROGRAM} is missing: run `npm ci` in {PROGRAM.parents[2]}")
@@ -58,7 +59,7 @@ def running_azurite(location: Path, *, port: int = 0) -> Iterator[str]:
             command_line(location, port), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        wait_until_listening(process, port, output)
+        wait_until_started(process, output)
         yield connection_string(port)
     finally:
         stop(process)
@@ -71,19 +72,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until_listening(process: subprocess.Popen[bytes], port: int, output: Path) -> None:
-    """Return once the port answers; raises AzuriteError where the process ends first, or after 30 seconds."""
+def wait_until_started(process: subprocess.Popen[bytes], output: Path) -> None:
+    """Return once Azurite says that it listens; raises AzuriteError where it ends first, or after 30 seconds.
+
+    Its own word is waited for and not the port, which another program may have taken.
+    """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            words = output.read_text(errors="replace").strip()
-            raise AzuriteError(f"Azurite ended with code {process.returncode} on port {port}: {words}")
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            if probe.connect_ex((HOST, port)) == 0:
-                return
+        ended = process.poll() is not None
+        words = output.read_text(errors="replace").strip()
+        if STARTED in words:
+            return
+        if ended:
+            raise AzuriteError(f"Azurite ended with code {process.returncode}: {words}")
         time.sleep(0.05)
-    raise AzuriteError(f"Azurite did not listen on port {port} within {START_SECONDS} seconds")
+    raise AzuriteError(f"Azurite did not start within {START_SECONDS} seconds: {words}")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING
 from shared import schedules
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from shared.azure_openai_client import AzureOpenAIClient
     from shared.databricks_agent import DatabricksAgent
+    from shared.databricks_connector import DatabricksConnector
+    from shared.decision_history import TableDecisionHistory
     from shared.delivery import MessageDelivery
+    from shared.error_decision_engine import ErrorDecisionEngine
     from shared.ports import DecisionHistory
     from shared.settings import Settings
 
@@ -105,21 +110,78 @@ def openai_client(settings: "Settings") -> "AzureOpenAIClient | None":
     return AzureOpenAIClient(settings) if settings.azure_openai_endpoint else None
 
 
-def monitor(settings: "Settings") -> "DatabricksAgent":
-    """An agent for one process without queues or tables: `DatabricksAgent.monitor_jobs`."""
+@dataclass(frozen=True, slots=True)
+class Monitor:
+    """An agent for one process without queues or tables, and the connector whose calls it makes."""
+
+    agent: "DatabricksAgent"
+    runs: "DatabricksConnector"
+
+
+def monitor(settings: "Settings") -> Monitor:
+    """The parts for `DatabricksAgent.monitor_jobs`."""
     from shared.databricks_agent import DatabricksAgent
     from shared.databricks_connector import DatabricksConnector
     from shared.email_notifier import EmailNotifier
+
+    runs = DatabricksConnector(settings)
+    agent = DatabricksAgent(openai_client(settings), runs, EmailNotifier(settings), engine(settings), settings=settings)
+    return Monitor(agent, runs)
+
+
+def engine(settings: "Settings") -> "ErrorDecisionEngine":
+    """The engine alone, with the model where one is configured."""
     from shared.error_decision_engine import ErrorDecisionEngine
 
-    openai = openai_client(settings)
-    return DatabricksAgent(
-        openai,
-        DatabricksConnector(settings),
-        EmailNotifier(settings),
-        ErrorDecisionEngine(openai, settings=settings),
-        settings=settings,
-    )
+    return ErrorDecisionEngine(openai_client(settings), settings=settings)
+
+
+def history(settings: "Settings") -> "TableDecisionHistory":
+    """The history alone."""
+    from shared.decision_history import TableDecisionHistory
+
+    return TableDecisionHistory(settings)
+
+
+def connections(settings: "Settings") -> "Iterator[tuple[str, Callable[[], str], str]]":
+    """Name, attempt and advice for every connection of the function app. An attempt says what it found, or raises."""
+    from shared.action_queues import ServiceBusActionQueues
+    from shared.databricks_connector import DatabricksConnector
+    from shared.email_notifier import EmailNotifier
+    from shared.messages import QUEUES
+
+    def databricks() -> str:
+        settings.require(("databricks_host",))
+        runs = DatabricksConnector(settings)
+        counts = [f"{workspace}: {len(runs.active_runs(workspace))} active runs" for workspace in runs.workspaces]
+        return "; ".join(counts)
+
+    def queues() -> str:
+        settings.require(("service_bus_connection", "service_bus_namespace"))
+        ServiceBusActionQueues(settings).check(QUEUES)
+        return f"queues {', '.join(QUEUES)}"
+
+    def tables() -> str:
+        settings.require(("tables_endpoint", "tables_connection_string"))
+        return "paused" if history(settings).read_pause().paused else "not paused"
+
+    def email() -> str:
+        settings.require(("acs_endpoint",), ("sender_email",), ("escalation_emails",))
+        EmailNotifier(settings).check()
+        return f"sender {settings.sender_email}"
+
+    def model() -> str:
+        client = openai_client(settings)
+        if client is None:
+            return "none configured: rules decide alone"
+        client.check()
+        return f"deployment {settings.azure_openai_deployment}"
+
+    yield "Databricks", databricks, "check DATABRICKS_HOST, and that the identity may view the jobs"
+    yield "Service Bus", queues, "check the namespace, and that the identity is Data Sender and Data Receiver"
+    yield "Tables", tables, "check the account, and that the identity is Storage Table Data Contributor"
+    yield "E-mail", email, "check ACS_ENDPOINT and the sender's domain, and the identity's role"
+    yield "Azure OpenAI", model, "check the endpoint and the deployment, and that the identity is OpenAI User"
 
 
 def health() -> dict[str, object]:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared import detection
@@ -25,12 +26,15 @@ from shared.domain import (
     FailureId,
     Incident,
     IncidentState,
+    Json,
     RunFacts,
     RunState,
 )
+from shared.decision_history import InMemoryDecisionHistory
 from shared.error_decision_engine import ErrorDecisionEngine
 from shared.errors import (
     AgentError,
+    ConfigurationError,
     ConflictError,
     OutcomeUnknownError,
     PausedError,
@@ -50,6 +54,7 @@ from shared.messages import (
     RetryMessage,
     bounded_id,
 )
+from shared.monitoring import InlineQueues, Summary, summarise
 from shared.ports import ActionQueues, DecisionHistory, EmailSender, JobRuns, OutgoingMessage
 from shared.settings import Settings
 from shared.triage.changes import parameters_of
@@ -59,6 +64,9 @@ if TYPE_CHECKING:
     from shared.azure_openai_client import AzureOpenAIClient
 
 logger = logging.getLogger(__name__)
+
+NO_MORE_WAITING = 1_000
+"""A number of deferrals from which on nothing waits for the model any more."""
 
 MAX_SWEEP = 200
 """Old incidents re-read per sweep and workspace, so that a sweep stays inside one function call."""
@@ -613,6 +621,97 @@ class DatabricksAgent:
         self._queues.send(
             FAILED_RUNS, [OutgoingMessage(message.to_json(), bounded_id(f"{message.message_id}:again-{again}"))]
         )
+
+    # ── one pass without queues ─────────────────────────────────────────────────────────────────────────────────────
+
+    def monitor_jobs(
+        self,
+        job_ids: Iterable[int] | None = None,
+        escalation_emails: Sequence[str] | None = None,
+        *,
+        window: timedelta | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> Summary:
+        """Find, decide and act in this process, about the runs that failed within the window (30 minutes by default).
+
+        The way to run the agent inside a Databricks job, a container or cron. Without a history, attempts are counted
+        from the runs' repair histories, and mails may repeat when windows overlap. A run that cannot be dealt with now
+        is reported as `open` and does not hold up the others.
+        """
+        window = window or timedelta(minutes=self._settings.monitor_window_minutes)
+        queues = InlineQueues()
+        history = self._history_or_none or InMemoryDecisionHistory()
+        emails = tuple(escalation_emails) if escalation_emails else self._settings.escalation_emails
+        one_pass = DatabricksAgent(
+            self._openai,
+            self._runs,
+            self._mails,
+            self._engine,
+            settings=self._settings.model_copy(update={"escalation_emails": emails}),
+            history=history,
+            queues=queues,
+            clock=self._now,
+            guid=self._guid,
+        )
+        failed = self._failed_within(window, frozenset(job_ids or ()))
+        for number, (workspace, run_id) in enumerate(failed, 1):
+            if progress:
+                progress(f"run {run_id} ({number} of {len(failed)})")
+            one_pass._handle(workspace, run_id, queues)
+        incidents = [history.read_incident(workspace, run_id) for workspace, run_id in failed]
+        return summarise((i for i in incidents if i), at=self._now(), dry_run=self._settings.dry_run)
+
+    def _failed_within(self, window: timedelta, job_ids: frozenset[int]) -> list[tuple[str, int]]:
+        now = self._now()
+        started_after = now - window - timedelta(hours=self._settings.monitor_lookback_hours)
+        wanted = job_ids or self._engine.limits.job_ids
+        return [
+            (workspace, run.run_id)
+            for workspace in self._runs.workspaces
+            for run in self._runs.completed_runs(workspace, started_after=started_after)
+            if run.is_failed
+            and run.end_time is not None
+            and run.end_time >= now - window
+            and (not wanted or run.job_id in wanted)
+        ]
+
+    def _handle(self, workspace: str, run_id: int, queues: InlineQueues) -> None:
+        try:
+            state = self._runs.read_state(workspace, run_id)
+            self._remember(state)
+            self._send_failed([state], "timer")
+            while taken := queues.take():
+                queue, message = taken
+                body = message.body.encode()
+                if queue == FAILED_RUNS:
+                    self.decide_action(FailedRunMessage.parse(body), deferrals=NO_MORE_WAITING)
+                elif queue == RETRIES:
+                    self.retry_run(RetryMessage.parse(body))
+                else:
+                    self.send_email(EmailMessage.parse(body))
+        except AgentError as error:
+            logger.warning("run left open", extra={"run_id": run_id, "reason": str(error)})
+
+    # ── fine-tuning ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def prepare_training_data(self, run_history_file: str | Path, output_file: str | Path) -> int:
+        """Write a fine-tuning file from a JSON array of `{error_message, decision, reason}`; how many examples."""
+        from shared.training_data import write_training_data
+
+        return write_training_data(Path(run_history_file), Path(output_file))
+
+    def fine_tune_error_model(self, training_data_path: str | Path, model_name: str, suffix: str) -> str:
+        """Start a fine-tuning job; its id."""
+        return self._model().start_fine_tuning(Path(training_data_path), model=model_name, suffix=suffix)
+
+    def get_fine_tune_status(self, job_id: str) -> Json:
+        """`id, status, model, fine_tuned_model, error` of a fine-tuning job."""
+        return self._model().fine_tuning_status(job_id)
+
+    def _model(self) -> "AzureOpenAIClient":
+        if self._openai is None:
+            raise ConfigurationError("fine-tuning needs AZURE_OPENAI_ENDPOINT", names=("AZURE_OPENAI_ENDPOINT",))
+        return self._openai
 
     # ── ends ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,24 +1,16 @@
-"""Databricks workspaces: failed runs, everything about one of them, and the two writes that retry it.
+"""Databricks workspaces: failed runs, everything about one of them, and the two writes that retry it."""
 
-The official SDK carries every request (authentication, repetition of reads, errors); its dataclasses are not used, see
-`databricks_runs`. The SDK is imported and a client built at the first call, never at import or construction.
-"""
-
-import io
-import json
 import logging
-import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, cast
 
 from shared import databricks_runs
+from shared.databricks_api import Clock, WorkspaceApi, check_access
 from shared.databricks_runs import RUN_ARRAYS, SETTINGS_ARRAYS
 from shared.domain import JobFacts, Json, NewerRun, RunFacts, RunState, RunSummary, TaskFailure
 from shared.errors import (
@@ -28,18 +20,14 @@ from shared.errors import (
     OutcomeUnknownError,
     PermanentError,
     RunNotFoundError,
-    ThrottledError,
-    TransientError,
 )
 from shared.settings import Settings
 
 if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential
-    from databricks.sdk.core import ApiClient, CredentialsStrategy
 
 log = logging.getLogger(__name__)
 
-PRODUCT, PRODUCT_VERSION = "failure-agent", "0.1.0"
 JOBS = "/api/2.2/jobs"
 CLUSTERS = "/api/2.1/clusters"
 
@@ -48,20 +36,8 @@ MAX_DETAILED_TASKS = 20
 MAX_ITERATIONS = 3
 MAX_ITERATION_PAGES = 5
 PARALLEL_READS = 8
-READ_ATTEMPTS = 3
 MAX_TOKEN_LENGTH = 64  # Jobs API, run-now: idempotency_token has at most 64 characters
 EVENTS_AFTER_THE_RUN = timedelta(minutes=10)  # a cluster ends, and says why, after its last task
-
-AZURE_DOMAINS = (".azuredatabricks.net", ".databricks.azure.us", ".databricks.azure.cn")
-AZURE_DATABRICKS_SCOPE = "2ff814a6-3304-4ab8-85cb-cd0e6f879c1d/.default"  # the same application in every tenant
-
-
-class Clock(Protocol):
-    """What waiting is measured and done with; the module `time` is one."""
-
-    def time(self) -> float: ...
-
-    def sleep(self, seconds: float, /) -> None: ...
 
 
 class DatabricksConnector:
@@ -76,7 +52,7 @@ class DatabricksConnector:
         settings: Settings | None = None,
         *,
         credential: "TokenCredential | None" = None,
-        clock: Clock = cast("Clock", time),
+        clock: Clock | None = None,
     ) -> None:
         self._given_settings = settings
         self._credential = credential
@@ -107,7 +83,7 @@ class DatabricksConnector:
         return list({summary.run_id: summary for summary in summaries}.values())
 
     def read_state(self, workspace: str, run_id: int) -> RunState:
-        return databricks_runs.run_state(workspace, self._workspace(workspace).run(run_id))
+        return databricks_runs.run_state(workspace, _read_run(self._workspace(workspace), run_id))
 
     def read_facts(self, workspace: str, run_id: int) -> RunFacts:
         """Everything about a failed run. Of its root-cause tasks, the first 20 to fail are read.
@@ -115,7 +91,7 @@ class DatabricksConnector:
         What cannot be read about a task (its output, its cluster) is left empty; `job` is None if it is gone or hidden.
         """
         api = self._workspace(workspace)
-        raw = api.run(run_id)
+        raw = _read_run(api, run_id)
         run = databricks_runs.run_state(workspace, raw)
         with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="read-facts") as pool:
             try:
@@ -161,8 +137,8 @@ class DatabricksConnector:
         except NotAuthorisedError:
             raise
         except PermanentError as error:
-            is_invalid_state = getattr(error.__cause__, "error_code", None) == "INVALID_STATE"
-            meaning = databricks_runs.refused_repair(str(error), is_invalid_state=is_invalid_state)
+            answer_code = getattr(error.__cause__, "error_code", None)
+            meaning = databricks_runs.refused_repair(str(error.__cause__), error_code=answer_code)
             if meaning is PermanentError:
                 raise
             raise meaning(str(error)) from error.__cause__
@@ -182,7 +158,7 @@ class DatabricksConnector:
         what = f"new run of job {job_id} in workspace {workspace}"
         return _id_in(self._workspace(workspace).post_once(f"{JOBS}/run-now", body, what), "run_id", what)
 
-    def _workspace(self, name: str) -> "_Workspace":
+    def _workspace(self, name: str) -> WorkspaceApi:
         try:
             return self._workspaces[name]
         except KeyError:
@@ -193,19 +169,19 @@ class DatabricksConnector:
             ) from None
 
     @property
-    def _workspaces(self) -> "Mapping[str, _Workspace]":
+    def _workspaces(self) -> Mapping[str, WorkspaceApi]:
         with self._lock:  # two threads must not make two sets of clients
             return self._built_workspaces
 
     @cached_property
-    def _built_workspaces(self) -> "Mapping[str, _Workspace]":
+    def _built_workspaces(self) -> Mapping[str, WorkspaceApi]:
         settings = self._given_settings or _settings_of_the_environment()
-        _check_access(settings)
-        built = [
-            _Workspace(workspace_name(host), host, settings, self._credential, self._clock)
+        check_access(settings)
+        apis = [
+            WorkspaceApi(host, settings, self._credential, self._clock or cast("Clock", time))
             for host in settings.databricks_host
         ]
-        return {workspace.name: workspace for workspace in built}
+        return {api.name: api for api in apis}
 
 
 def _settings_of_the_environment() -> Settings:
@@ -214,53 +190,31 @@ def _settings_of_the_environment() -> Settings:
     return current_settings()
 
 
-def workspace_name(host: str) -> str:
-    """Short stable name of a workspace, free of the characters that a table key may not hold (`/ \\ # ?`).
-
-    The workspace id where the URL tells it (`https://adb-<id>.<n>.azuredatabricks.net`), else the host and port.
-    """
-    url = urlsplit(host)
-    found = re.match(r"adb-(\d+)\.", url.hostname or "")
-    if found:
-        return found[1]
-    return url.hostname or "" if url.port is None else f"{url.hostname}-{url.port}"
+def _read_run(api: WorkspaceApi, run_id: int) -> Json:
+    """A run with all its tasks, clusters, parameters and repairs."""
+    pages = api.get_pages(f"{JOBS}/runs/get", {"run_id": run_id, "include_history": True})
+    return databricks_runs.joined_pages(pages, RUN_ARRAYS)
 
 
-def _is_azure(host: str) -> bool:
-    return (urlsplit(host).hostname or "").endswith(AZURE_DOMAINS)
+def _read_whole_job(api: WorkspaceApi, job_id: int) -> Json:
+    """A job with its whole settings."""
+    pages = list(api.get_pages(f"{JOBS}/get", {"job_id": job_id}))
+    settings = databricks_runs.joined_pages((page.get("settings", {}) for page in pages), SETTINGS_ARRAYS)
+    return {**pages[0], "settings": settings}
 
 
-def _check_access(settings: Settings) -> None:
-    """Raise ConfigurationError unless there is exactly one way to sign in at every host."""
-    settings.require(("databricks_host",))
-    hosts = settings.databricks_host
-    if len({workspace_name(host) for host in hosts}) < len(hosts):
-        raise ConfigurationError("DATABRICKS_HOST names a workspace twice", names=("DATABRICKS_HOST",))
-    if settings.databricks_token:
-        if len(hosts) > 1:
-            raise ConfigurationError(
-                "DATABRICKS_TOKEN belongs to one workspace, but DATABRICKS_HOST names several: use a service principal"
-                " (DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET) or a managed identity",
-                names=("DATABRICKS_TOKEN", "DATABRICKS_HOST"),
-            )
-    elif settings.databricks_client_id or settings.databricks_client_secret:
-        settings.require(("databricks_client_id",), ("databricks_client_secret",))
-    elif not all(map(_is_azure, hosts)):
-        settings.require(("databricks_token", "databricks_client_id"))
-
-
-def _read_job(api: "_Workspace", run: RunState) -> JobFacts | None:
+def _read_job(api: WorkspaceApi, run: RunState) -> JobFacts | None:
     """The job as it is now; None for a one-time run, a deleted job, or one that the identity may not see."""
     if run.job_id is None or run.run_type in ("SUBMIT_RUN", "WORKFLOW_RUN"):
         return None
     try:
-        return databricks_runs.job_facts(api.job(run.job_id))
+        return databricks_runs.job_facts(_read_whole_job(api, run.job_id))
     except (RunNotFoundError, NotAuthorisedError):
         log.info("job not readable", extra={"workspace": api.name, "run_id": run.run_id, "job_id": run.job_id})
         return None
 
 
-def _read_newer_runs(api: "_Workspace", run: RunState) -> tuple[NewerRun, ...]:
+def _read_newer_runs(api: WorkspaceApi, run: RunState) -> tuple[NewerRun, ...]:
     """The latest runs (at most 25) of the job that started after this one."""
     if run.job_id is None or run.run_type in ("SUBMIT_RUN", "WORKFLOW_RUN"):
         return ()
@@ -269,14 +223,14 @@ def _read_newer_runs(api: "_Workspace", run: RunState) -> tuple[NewerRun, ...]:
     return databricks_runs.newer_runs(api.get(f"{JOBS}/runs/list", query).get("runs", []), run)
 
 
-def _read_failures(api: "_Workspace", raw: Json, run: RunState, pool: ThreadPoolExecutor) -> tuple[TaskFailure, ...]:
+def _read_failures(api: WorkspaceApi, raw: Json, run: RunState, pool: ThreadPoolExecutor) -> tuple[TaskFailure, ...]:
     if not run.is_failed:
         return ()
     tasks = databricks_runs.root_causes(raw)[:MAX_DETAILED_TASKS]
     if not tasks:
         return (databricks_runs.run_level_failure(raw),)
     clusters = {
-        cluster_id: (pool.submit(_read_cluster, api, cluster_id), pool.submit(_read_events, api, cluster_id, run))
+        cluster_id: pool.submit(_read_cluster, api, cluster_id, run)
         for cluster_id in {databricks_runs.classic_cluster_id(task, raw) for task in tasks}
         if cluster_id
     }
@@ -284,21 +238,21 @@ def _read_failures(api: "_Workspace", raw: Json, run: RunState, pool: ThreadPool
     failures = []
     for task, output in zip(tasks, outputs, strict=True):
         cluster_id = databricks_runs.classic_cluster_id(task, raw)
-        cluster, events = (future.result() for future in clusters[cluster_id]) if cluster_id else ({}, [])
+        cluster, events = clusters[cluster_id].result() if cluster_id else ({}, [])
         failures.append(
             databricks_runs.task_failure(task, raw, outputs=output.result(), cluster=cluster, cluster_events=events)
         )
     return tuple(failures)
 
 
-def _read_outputs(api: "_Workspace", task: Json) -> list[Json]:
+def _read_outputs(api: WorkspaceApi, task: Json) -> list[Json]:
     """What the task run put out; of a for-each task, what its first failed iterations did."""
     if not databricks_runs.is_for_each(task):
         return [_read_output(api, task["run_id"])]
     return [_read_output(api, iteration["run_id"]) for iteration in _read_failed_iterations(api, task["run_id"])]
 
 
-def _read_failed_iterations(api: "_Workspace", task_run_id: int) -> list[Json]:
+def _read_failed_iterations(api: WorkspaceApi, task_run_id: int) -> list[Json]:
     failed: list[Json] = []
     try:
         for number, page in enumerate(api.get_pages(f"{JOBS}/runs/get", {"run_id": task_run_id}), start=1):
@@ -310,7 +264,7 @@ def _read_failed_iterations(api: "_Workspace", task_run_id: int) -> list[Json]:
     return failed[:MAX_ITERATIONS]
 
 
-def _read_output(api: "_Workspace", task_run_id: int) -> Json:
+def _read_output(api: WorkspaceApi, task_run_id: int) -> Json:
     try:
         return api.get(f"{JOBS}/runs/get-output", {"run_id": task_run_id})
     except PermanentError as error:
@@ -318,295 +272,25 @@ def _read_output(api: "_Workspace", task_run_id: int) -> Json:
         return {}
 
 
-def _read_cluster(api: "_Workspace", cluster_id: str) -> Json:
+def _read_cluster(api: WorkspaceApi, cluster_id: str, run: RunState) -> tuple[Json, list[Json]]:
+    """The cluster as it is now, and what happened to it during the run, oldest first.
+
+    Of the events the last 50, as many as clusters/events gives at once by default.
+    """
+    window: Json = {"cluster_id": cluster_id, "start_time": _milliseconds(run.start_time), "order": "DESC"}
+    if run.end_time:
+        window["end_time"] = _milliseconds(run.end_time + EVENTS_AFTER_THE_RUN)
     try:
-        return api.get(f"{CLUSTERS}/get", {"cluster_id": cluster_id})
+        cluster = api.get(f"{CLUSTERS}/get", {"cluster_id": cluster_id})
+        events = api.read_by_post(f"{CLUSTERS}/events", window).get("events", [])
     except PermanentError as error:
         log.warning("cluster not readable", extra=_about(api, error, cluster_id=cluster_id))
-        return {}
+        return {}, []
+    return cluster, events[::-1]
 
 
-def _read_events(api: "_Workspace", cluster_id: str, run: RunState) -> list[Json]:
-    """What happened to the cluster during the run, the oldest first: the last 50 events, as the API gives by default."""
-    body: Json = {"cluster_id": cluster_id, "start_time": _milliseconds(run.start_time), "order": "DESC"}
-    if run.end_time:
-        body["end_time"] = _milliseconds(run.end_time + EVENTS_AFTER_THE_RUN)
-    try:
-        events = api.read_by_post(f"{CLUSTERS}/events", body).get("events", [])
-    except PermanentError as error:
-        log.warning("cluster events not readable", extra=_about(api, error, cluster_id=cluster_id))
-        return []
-    return list(reversed(events))
-
-
-def _about(api: "_Workspace", error: AgentError, **details: object) -> Json:
+def _about(api: WorkspaceApi, error: AgentError, **details: object) -> Json:
     return {"workspace": api.name, "error": type(error).__name__, **details}
-
-
-class _Workspace:
-    """One workspace: its client of the SDK, built at the first call, and the ways to send a request."""
-
-    def __init__(
-        self, name: str, host: str, settings: Settings, credential: "TokenCredential | None", clock: Clock
-    ) -> None:
-        self.name = name
-        self.calls = 0
-        self._host = host
-        self._settings = settings
-        self._credential = credential
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._built: ApiClient | None = None
-
-    def run(self, run_id: int) -> Json:
-        """A run with all its tasks, clusters, parameters and repairs."""
-        pages = self.get_pages(f"{JOBS}/runs/get", {"run_id": run_id, "include_history": True})
-        return databricks_runs.joined_pages(pages, RUN_ARRAYS)
-
-    def job(self, job_id: int) -> Json:
-        """A job with its whole settings."""
-        pages = list(self.get_pages(f"{JOBS}/get", {"job_id": job_id}))
-        settings = databricks_runs.joined_pages((page.get("settings", {}) for page in pages), SETTINGS_ARRAYS)
-        return {**pages[0], "settings": settings}
-
-    def get_pages(self, path: str, query: Json) -> Iterator[Json]:
-        """Every page of a read, as far as they are asked for."""
-        page = self.get(path, query)
-        yield page
-        while token := page.get("next_page_token"):
-            page = self.get(path, {**query, "page_token": token})
-            yield page
-
-    def get(self, path: str, query: Json) -> Json:
-        return self._repeated(lambda api: api.do("GET", path, query=query), f"GET {path} {query}")
-
-    def read_by_post(self, path: str, body: Json) -> Json:
-        """A read that the API wants as a POST; to repeat it does no harm."""
-        return self._repeated(lambda api: api.do("POST", path, body=body), f"POST {path} {body}")
-
-    def _repeated(self, request: "Callable[[ApiClient], object]", what: str) -> Json:
-        """Send a read, up to three times if the server fails: the SDK repeats after 429, 503 and lost connections
-        only, not after 500, 502 and 504. In all not longer than `databricks_retry_seconds`, as far as new attempts go.
-        """
-        from databricks.sdk import errors as sdk
-
-        api = self._client()
-        give_up = self._clock.time() + self._settings.databricks_retry_seconds
-        attempt = 1
-        while True:
-            self._count()
-            try:
-                with _translated(f"{what} in workspace {self.name}"):
-                    return cast("Json", request(api))
-            except TransientError as error:
-                failed_inside = isinstance(error.__cause__, sdk.InternalError | sdk.DeadlineExceeded)
-                failed_inside |= type(error.__cause__) is sdk.DatabricksError  # 502, which has no class of its own
-                if not failed_inside or attempt == READ_ATTEMPTS or self._clock.time() + attempt > give_up:
-                    raise
-            self._clock.sleep(attempt)
-            attempt += 1
-
-    def post_once(self, path: str, body: Json, what: str) -> Json:
-        """Send a write exactly once.
-
-        Raises OutcomeUnknownError where it was sent and no clear answer came; TransientError where it was never sent;
-        ThrottledError or a PermanentError where it was certainly not carried out.
-        """
-        api = self._client()
-        self._count()
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        try:
-            with _translated(what):
-                data = _SentOnce(json.dumps(body).encode())
-                return cast("Json", api.do("POST", path, headers=headers, data=data))
-        except ThrottledError:
-            raise
-        except TransientError as error:
-            if _was_never_sent(error.__cause__):
-                raise
-            raise OutcomeUnknownError(f"{error}; it may have been carried out all the same") from error.__cause__
-
-    def _count(self) -> None:
-        with self._lock:
-            self.calls += 1
-
-    def _client(self) -> "ApiClient":
-        with self._lock:
-            if self._built is None:
-                with _translated(f"sign-in at {self._host}"):
-                    self._built = self._new_client()
-            return self._built
-
-    def _new_client(self) -> "ApiClient":
-        from databricks.sdk.core import ApiClient, Config
-
-        strategy = self._credentials_strategy()
-        config = Config(
-            host=self._host,
-            credentials_strategy=strategy,
-            # Set, so that stray variables of another kind of sign-in in the environment are no conflict.
-            auth_type=strategy.auth_type(),
-            config_file="/nonexistent",  # else a profile in ~/.databrickscfg could be read
-            http_timeout_seconds=self._settings.databricks_timeout_seconds,
-            # For now: a new Config asks the host about itself, and goes on without if it does not answer.
-            retry_timeout_seconds=1,
-            product=PRODUCT,
-            product_version=PRODUCT_VERSION,
-            clock=_BoundedClock(self._clock, self._settings.databricks_retry_seconds),  # type: ignore[arg-type]  # it is only called
-        )
-        config.retry_timeout_seconds = self._settings.databricks_retry_seconds
-        return ApiClient(config)
-
-    def _credentials_strategy(self) -> "CredentialsStrategy":
-        settings = self._settings
-        if settings.databricks_token:
-            return _bearer_strategy("pat", lambda: settings.databricks_token)
-        if settings.databricks_client_id:
-            return _bearer_strategy("oauth-m2m", _service_principal_token(self._host, settings))
-        return _bearer_strategy("azure-identity", self._identity_token())
-
-    def _identity_token(self) -> Callable[[], str]:
-        credential = self._credential
-        if credential is None:
-            from azure.identity import DefaultAzureCredential
-
-            credential = DefaultAzureCredential(
-                managed_identity_client_id=self._settings.azure_client_id or None,
-                exclude_interactive_browser_credential=True,
-            )
-        return lambda: credential.get_token(AZURE_DATABRICKS_SCOPE).token
-
-
-class _SentOnce(io.BytesIO):
-    """A body that the SDK sends once.
-
-    The SDK repeats every request, writes too, after a lost connection or a timeout; no setting turns that off. It
-    does not for a body that cannot be rewound (`_BaseClient.do`: "Do not retry if the stream is not seekable").
-    """
-
-    def seekable(self) -> bool:
-        return False
-
-
-class _BoundedClock:
-    """The clock that the SDK waits with. It refuses a wait longer than the whole budget.
-
-    The SDK sleeps for as long as Retry-After says, whatever its own deadline, and a function must not sleep for
-    minutes. The TimeoutError, raised where the SDK handles the answer, has that answer as its context.
-    """
-
-    def __init__(self, clock: Clock, longest_seconds: float) -> None:
-        self._clock = clock
-        self._longest_seconds = longest_seconds
-
-    def time(self) -> float:
-        return self._clock.time()
-
-    def sleep(self, seconds: float) -> None:
-        if seconds > self._longest_seconds:
-            raise TimeoutError(f"asked to wait {seconds:.0f} s, longer than {self._longest_seconds:.0f} s")
-        self._clock.sleep(seconds)
-
-
-def _bearer_strategy(auth_type: str, token: Callable[[], str]) -> "CredentialsStrategy":
-    """Sign-in with a token that is asked for at every request (those who give it cache it)."""
-    from databricks.sdk.core import CredentialsStrategy
-
-    class BearerToken(CredentialsStrategy):
-        def auth_type(self) -> str:
-            return auth_type
-
-        def __call__(self, _config: object) -> Callable[[], dict[str, str]]:
-            return lambda: {"Authorization": f"Bearer {_token_or_error(token)}"}
-
-    return BearerToken()
-
-
-def _service_principal_token(host: str, settings: Settings) -> Callable[[], str]:
-    """Tokens of a Databricks service principal, from the workspace's own token endpoint.
-
-    The SDK's strategy `oauth-m2m` first looks that endpoint up, with a budget of five minutes that cannot be set.
-    """
-    from databricks.sdk.oauth import ClientCredentials
-
-    source = ClientCredentials(
-        client_id=settings.databricks_client_id,
-        client_secret=settings.databricks_client_secret,
-        token_url=f"{host}/oidc/v1/token",
-        scopes="all-apis",
-        use_header=True,
-    )
-    return lambda: str(source.token().access_token)
-
-
-def _token_or_error(token: Callable[[], str]) -> str:
-    from azure.core.exceptions import AzureError, ClientAuthenticationError
-
-    try:
-        return token()
-    except (ClientAuthenticationError, ValueError, NotImplementedError) as error:
-        # ValueError and NotImplementedError are what databricks.sdk.oauth.retrieve_token raises for a refusal.
-        raise NotAuthorisedError(f"no token for Databricks: {_first_line(error)}") from error
-    except AzureError as error:
-        raise TransientError(f"no token for Databricks just now: {_first_line(error)}") from error
-
-
-@contextmanager
-def _translated(what: str) -> Iterator[None]:
-    """The one place where exceptions of the SDK and its HTTP client become those of `shared.errors`.
-
-    All of them are OSErrors: DatabricksError, requests.RequestException, the TimeoutError of the SDK's own repetition.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise _agent_error(error, what) from _answer_behind(error)
-
-
-def _answer_behind(error: OSError) -> OSError:
-    """The last answer or failure that the SDK had when it gave up repeating, else the error itself."""
-    behind = error.__cause__ or error.__context__
-    return behind if isinstance(error, TimeoutError) and isinstance(behind, OSError) else error
-
-
-def _agent_error(error: OSError, what: str) -> AgentError:
-    from databricks.sdk import errors as sdk
-
-    error = _answer_behind(error)
-    code = getattr(error, "error_code", None) or type(error).__name__
-    text = f"{what} failed: {code}: {_first_line(error)}"
-    match error:
-        case sdk.TooManyRequests():
-            return ThrottledError(text, retry_after_seconds=error.retry_after_secs)
-        case sdk.Unauthenticated() | sdk.PermissionDenied():
-            return NotAuthorisedError(text)
-        case sdk.NotFound():
-            return RunNotFoundError(text)
-        case sdk.BadRequest() if "does not exist" in text:
-            return RunNotFoundError(text)
-        case sdk.BadRequest() | sdk.NotImplemented() | sdk.AlreadyExists() | sdk.ResourceAlreadyExists():
-            return PermanentError(text)
-        case _:
-            return TransientError(text)
-
-
-def _first_line(error: BaseException) -> str:
-    """A short text. What the SDK adds to 401 and 403 about its configuration is left out."""
-    line = str(error).partition("\n")[0].partition(" Config: ")[0]
-    return line[:300]
-
-
-def _was_never_sent(error: BaseException | None) -> bool:
-    """Whether no connection could be made, so that nothing was sent."""
-    from requests.exceptions import ConnectionError as RequestsConnectionError
-    from requests.exceptions import ConnectTimeout
-    from urllib3.exceptions import NewConnectionError
-
-    if isinstance(error, ConnectTimeout):
-        return True
-    if not isinstance(error, RequestsConnectionError) or not error.args:
-        return False
-    return isinstance(getattr(error.args[0], "reason", None), NewConnectionError)
 
 
 def _id_in(answer: Json, name: str, what: str) -> int:

@@ -1,8 +1,8 @@
 """Answers of the Databricks Jobs API 2.2, as raw JSON, turned into domain values. Pure: no SDK, no I/O, no clock.
 
-Raw JSON, because the dataclasses of databricks-sdk drop unknown fields and turn unknown enum values into None, so that a
-value that Databricks adds tomorrow would be lost. Every field may be absent, and the verdict on a run is read from both
-of its shapes: `status` (newer) and `state` (deprecated, still filled, and the only one that tells a timeout from a
+Raw JSON, because the dataclasses of databricks-sdk drop unknown fields and turn unknown enum values into None: a value
+that Databricks adds tomorrow would be lost. Every field may be absent. The verdict on a run is read from both of its
+shapes: `status` (newer) and `state` (deprecated, still filled, and the only one that tells a timeout from a
 cancellation).
 """
 
@@ -230,6 +230,8 @@ def compute_kind(task: Json, run: Json) -> ComputeKind:
             return ComputeKind.SQL_WAREHOUSE
         case "for_each":
             return compute_kind(_object(task["for_each_task"].get("task")), run)
+        case _:
+            pass
     if task.get("new_cluster"):
         return _pool_or(ComputeKind.NEW_CLUSTER, task["new_cluster"])
     if task.get("job_cluster_key"):
@@ -401,7 +403,7 @@ CANNOT_BE_REPAIRED = re.compile(
 )
 
 
-def refused_repair(message: str, *, is_invalid_state: bool) -> type[PermanentError]:
+def refused_repair(message: str, *, error_code: str | None) -> type[PermanentError]:
     """What a refusal (HTTP 400 or 409) of jobs/runs/repair means.
 
     The texts are documented nowhere; known from public threads is only "The latest repair ID needs to be provided in
@@ -412,7 +414,7 @@ def refused_repair(message: str, *, is_invalid_state: bool) -> type[PermanentErr
         return RepairRefusedError
     if CANNOT_BE_REPAIRED.search(message):
         return RepairImpossibleError
-    return RepairRefusedError if is_invalid_state else PermanentError
+    return RepairRefusedError if error_code == "INVALID_STATE" else PermanentError
 
 
 def joined_pages(pages: Iterable[Json], arrays: Sequence[str]) -> Json:

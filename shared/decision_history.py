@@ -206,7 +206,7 @@ class TableDecisionHistory:
 
     def closed_incidents(self, workspace: str, *, updated_after: datetime) -> list[Incident]:
         closed = "PartitionKey eq @workspace and is_open eq false and updated_at gt @after"
-        rows = self._query(INCIDENTS, closed, workspace=workspace, after=updated_after.astimezone(UTC))
+        rows = self._query(INCIDENTS, closed, workspace=workspace, after=time_text(updated_after))
         return [incident_from(row) for row in rows]
 
     def record(self, event: Event) -> None:
@@ -218,8 +218,8 @@ class TableDecisionHistory:
 
     def record_rejected(self, *, queue: str, message_id: str, reason: str, body_sha256: str, at: datetime) -> None:
         key = hashlib.sha256(f"{queue}\n{message_id}\n{body_sha256}".encode()).hexdigest()
-        rejected = {"queue": queue, "message_id": message_id, "reason": reason, "body_sha256": body_sha256, "at": at}
-        self._upsert(STATE, new_row("rejected", key, **rejected))
+        rejected = {"queue": queue, "message_id": message_id, "reason": reason, "body_sha256": body_sha256}
+        self._upsert(STATE, new_row("rejected", key, at=time_text(at), **rejected))
 
     def read_pause(self) -> Pause:
         row = self._read(STATE, "agent", "pause")
@@ -242,7 +242,7 @@ class TableDecisionHistory:
                 return None
         return checked(dict(entity) | {"etag": entity.metadata["etag"]})
 
-    def _query(self, table: str, query: str, **parameters: str | datetime) -> list[Row]:
+    def _query(self, table: str, query: str, **parameters: str) -> list[Row]:
         with translated_errors(f"querying table {table}"):
             found = self._table(table).query_entities(query, parameters=parameters)
             return [checked(dict(entity) | {"etag": entity.metadata["etag"]}) for entity in found]
@@ -353,6 +353,11 @@ def key_of_run(run_id: int) -> str:
     return f"{run_id:020d}"
 
 
+def time_text(time: datetime) -> str:
+    """UTC to the microsecond, always of one length, so that text order is time order."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 def row_of_incident(incident: Incident) -> Row:
     """The excerpt gets a property of its own, since it alone can be large."""
     decision = incident.decision
@@ -368,7 +373,7 @@ def row_of_incident(incident: Incident) -> Row:
         failure_id=incident.failure_id,
         fingerprint=decision.fingerprint if decision else "",
         decision=str(decision.decision) if decision else "",
-        updated_at=incident.updated_at.astimezone(UTC),
+        updated_at=time_text(incident.updated_at),
     )
 
 
@@ -389,10 +394,9 @@ def fitting_lines(text: str) -> str:
 
 def row_of_event(event: Event) -> Row:
     """The row key holds only characters that keys may have; a hash tells apart kinds that then look alike."""
-    time = event.at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     kind = re.sub(r"[^A-Za-z0-9_.-]", "_", event.kind)[:64]
-    key = f"{time}-{kind}-{hashlib.sha256(event.kind.encode()).hexdigest()[:8]}"
-    return new_row(f"{event.workspace}:{event.run_id}", key, body=json_of(event, _EVENT), kind=event.kind, at=event.at)
+    key = f"{time_text(event.at)}-{kind}-{hashlib.sha256(event.kind.encode()).hexdigest()[:8]}"
+    return new_row(f"{event.workspace}:{event.run_id}", key, body=json_of(event, _EVENT), kind=event.kind)
 
 
 def row_of_scan(scan: ScanState, *, write_guid: str) -> Row:
@@ -449,7 +453,7 @@ def translated(error: "AzureError", doing: str) -> AgentError:
     if isinstance(error, (ServiceRequestError, ServiceResponseError, IncompleteReadError)):
         return TransientError(f"{doing}: Azure Tables did not answer ({type(error).__name__})")
     status = error.status_code if isinstance(error, HttpResponseError) else None
-    code = getattr(error, "error_code", None) or type(error).__name__
+    code = str(getattr(error, "error_code", None) or type(error).__name__)
     if isinstance(error, ClientAuthenticationError) or status in (401, 403):
         return NotAuthorisedError(
             f"{doing}: Azure Tables refused the identity ({status}, {code}): "

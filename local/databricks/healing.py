@@ -98,8 +98,9 @@ class SparkConfAtLeast(_Rule):
 
     def holds(self, circumstances: Circumstances) -> bool:
         """Tell whether the next attempt succeeds."""
-        value = circumstances.cluster.get("spark_conf", {}).get(self.name)
-        return value is not None and quantity(str(value)) >= quantity(self.value)
+        value = quantity(str(circumstances.cluster.get("spark_conf", {}).get(self.name)))
+        wanted = quantity(self.value)
+        return value is not None and wanted is not None and value >= wanted
 
 
 class SparkConfEquals(_Rule):
@@ -201,9 +202,9 @@ HealsWhen = Annotated[
 All.model_rebuild()
 
 
-def quantity(text: str) -> float:
-    """Read a number with an optional unit of bytes (``200``, ``8g``, ``512MB``); raises ValueError if it is none."""
+def quantity(text: str) -> float | None:
+    """Read a number with an optional unit of bytes (``200``, ``8g``, ``512MB``); None for a word such as ``auto``."""
     found = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)b?\s*", text.lower())
     if not found:
-        raise ValueError(f"{text!r} is not a number with an optional unit k, m, g or t.")
+        return None
     return float(found[1]) * _UNITS[found[2]]

@@ -321,7 +321,9 @@ class DatabricksStandin:
             and (wanted.end_time is None or event["timestamp"] <= wanted.end_time)
             and (not wanted.event_types or event["type"] in wanted.event_types)
         ]
-        events.sort(key=lambda event: int(event["timestamp"]), reverse=wanted.order == "DESC")
+        events.sort(key=lambda event: int(event["timestamp"]))
+        if wanted.order == "DESC":
+            events.reverse()
         after = wanted.offset + wanted.limit
         answer: Json = {"events": events[wanted.offset : after], "total_count": len(events)}
         if len(events) > after:

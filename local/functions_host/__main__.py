@@ -39,7 +39,7 @@ def main() -> int:
     """Parse the arguments, then serve the app or measure its start. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m local.functions_host", description="Run a function app locally.")
     parser.add_argument("--app", type=Path, default=Path(), help="folder of function_app.py and host.json")
-    parser.add_argument("--port", type=int, default=7071, help="HTTP port on the loopback address, 0 for a free one")
+    parser.add_argument("--port", type=int, default=17071, help="HTTP port on the loopback address, 0 for a free one")
     parser.add_argument(
         "--function-key", help="ask for this key where a function is not anonymous (default: ask for none)"
     )
@@ -72,9 +72,9 @@ async def measure_index(app_folder: Path) -> dict[str, object]:
     not counted.
     """
     started = time.perf_counter()
-    import azure.functions  # noqa: F401, PLC0415 - measured here
+    import azure.functions  # noqa: F401 - its import is part of what is measured
 
-    from .worker import index_app  # noqa: PLC0415 - measured here
+    from .worker import index_app
 
     imported = time.perf_counter()
     functions = await index_app(app_folder)
@@ -93,12 +93,12 @@ async def serve(app_folder: Path, port: int, function_key: str | None, out: Text
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    # Imported here, since with --index-only neither aiohttp nor the Service Bus client may be loaded.
+    from .host import Host
+    from .worker import index_app
+
     configuration = read_host_json(app_folder)
-    from .worker import index_app  # noqa: PLC0415 - like the next line, kept out of what --index-only measures
-
     functions = await index_app(app_folder)
-    from .host import Host  # noqa: PLC0415 - loads aiohttp and the Service Bus client, which --index-only must not
-
     host = Host(functions, configuration, function_key)
     stopping = asyncio.create_task(stopped.wait())
     starting = asyncio.create_task(host.start(port))

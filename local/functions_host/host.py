@@ -26,7 +26,7 @@ from .worker import Outcome
 
 log = logging.getLogger(__name__)
 
-_GRACE_SECONDS = 5.0  # for calls in flight when the host is told to stop; what is left then is cancelled, so abandoned
+_GRACE_SECONDS = 3.0  # for calls in flight when the host is told to stop; what is left then is cancelled, so abandoned
 _SETTLE_SECONDS = 2.0
 
 
@@ -34,7 +34,7 @@ class Host:
     """Serves the functions of one app on the loopback address. The constructor checks everything, ``start`` connects.
 
     ``function_key`` None asks for no key, as ``func start`` does. Raises HostError for a missing setting, an unreadable
-    schedule or route, or a connection string that is none.
+    schedule or route.
     """
 
     def __init__(
@@ -65,11 +65,17 @@ class Host:
         self._resources = AsyncExitStack()
 
     async def start(self, port: int) -> int:
-        """Serve HTTP on ``port`` (0 takes a free one), receive, tick. Returns the port when all are connected."""
+        """Serve HTTP on ``port`` (0 takes a free one), receive, tick. Returns the port when all are connected.
+
+        Raises HostError if the port is taken or a connection string is none.
+        """
         runner = web.AppRunner(self._endpoints.application(), access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         self._resources.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, "127.0.0.1", port).start()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", port).start()
+        except OSError as error:
+            raise HostError(f"Cannot listen on port {port}: {error.strerror}. Choose another with --port.") from error
         await asyncio.gather(*[event.wait() for event in await self._start_receivers()])
         for function, schedule in self._schedules.items():
             if not function.disabled:

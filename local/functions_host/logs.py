@@ -54,6 +54,7 @@ class JsonLines(logging.Formatter):
 
 
 def _worker_thread_invocation() -> str | None:
+    # Not imported: this module is loaded before the time that importing the worker library takes is measured.
     executor = sys.modules.get("azure_functions_runtime.utils.executor")
     return executor.invocation_id_cv.get() if executor else None
 

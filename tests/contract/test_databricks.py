@@ -36,6 +36,7 @@ from databricks.sdk.service.jobs import (
     TerminationCodeCode,
 )
 
+from local.databricks.__main__ import main
 from local.databricks.server import create_databricks_app
 from local.http_standin import running
 
@@ -131,6 +132,13 @@ def effects_path(tmp_path: Path) -> Path:
     return tmp_path / "effects.jsonl"
 
 
+@pytest.fixture(scope="module")
+def shared_url() -> Iterator[str]:
+    """A stand-in for the tests that only read."""
+    with running(lambda: create_databricks_app(effects_path=None, scenario=scenario())) as url:
+        yield url
+
+
 @pytest.fixture
 def url(effects_path: Path) -> Iterator[str]:
     with running(lambda: create_databricks_app(effects_path=effects_path, scenario=scenario())) as url:
@@ -149,8 +157,8 @@ def databricks(url: str) -> WorkspaceClient:
 def control(url: str, path: str, body: object | None = None) -> JSON:
     """GET, or with a body POST, below /_standin."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"{url}/_standin/{path}", data=data, headers={"Content-Type": "application/json"})  # noqa: S310
-    with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310 - the stand-in's own address
+    request = urllib.request.Request(f"{url}/_standin/{path}", data=data, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=5) as response:
         answer: JSON = json.load(response)
     return answer
 
@@ -171,6 +179,16 @@ def ended(databricks: WorkspaceClient, run_id: int) -> Run:
     raise AssertionError(f"Run {run_id} is still active.")
 
 
+def repair(databricks: WorkspaceClient, run_id: int, **arguments: Any) -> int:
+    repair_id: int = databricks.jobs.repair_run(run_id, **arguments).response.repair_id  # type: ignore[attr-defined]
+    return repair_id
+
+
+def run_now(databricks: WorkspaceClient, job_id: int, **arguments: Any) -> int:
+    run_id: int = databricks.jobs.run_now(job_id, **arguments).response.run_id  # type: ignore[attr-defined]
+    return run_id
+
+
 def raw(databricks: WorkspaceClient, path: str, **query: object) -> JSON:
     answer = databricks.api_client.do("GET", f"/api/2.2/{path}", query=query)
     assert isinstance(answer, dict)
@@ -178,6 +196,10 @@ def raw(databricks: WorkspaceClient, path: str, **query: object) -> JSON:
 
 
 class TestList:
+    @pytest.fixture
+    def url(self, shared_url: str) -> str:
+        return shared_url
+
     def test_all_pages_newest_first(self, url: str, databricks: WorkspaceClient) -> None:
         control(url, "calls/reset", {})
         runs = list(databricks.jobs.list_runs(limit=25))
@@ -194,8 +216,10 @@ class TestList:
         newest = next(iter(databricks.jobs.list_runs(job_id=3, limit=1)))
         assert newest.run_id == 300
         assert newest.start_time is not None
-        bounds = {"start_time_from": newest.start_time - 2000, "start_time_to": newest.start_time - 1000}
-        assert [run.run_id for run in databricks.jobs.list_runs(job_id=3, **bounds)] == [301, 302]
+        between = databricks.jobs.list_runs(
+            job_id=3, start_time_from=newest.start_time - 2000, start_time_to=newest.start_time - 1000
+        )
+        assert [run.run_id for run in between] == [301, 302]
 
     def test_expanded_tasks_are_cut_at_a_hundred(self, databricks: WorkspaceClient) -> None:
         (entry,) = raw(databricks, "jobs/runs/list", job_id=2, expand_tasks="true")["runs"]
@@ -288,7 +312,7 @@ class TestRun:
 class TestRepair:
     def test_chain(self, url: str, databricks: WorkspaceClient, effects_path: Path) -> None:
         start = databricks.jobs.get_run(11).start_time
-        first = databricks.jobs.repair_run(11, rerun_all_failed_tasks=True).response.repair_id
+        first = repair(databricks, 11, rerun_all_failed_tasks=True)
         run = ended(databricks, 11)
         assert run.start_time == start
         assert [item.type for item in run.repair_history or []] == [
@@ -301,7 +325,7 @@ class TestRepair:
             databricks.jobs.repair_run(11, rerun_all_failed_tasks=True)
         with pytest.raises(InvalidParameterValue, match="not the latest repair"):
             databricks.jobs.repair_run(11, rerun_all_failed_tasks=True, latest_repair_id=1)
-        second = databricks.jobs.repair_run(11, rerun_tasks=["load"], latest_repair_id=first).response.repair_id
+        second = repair(databricks, 11, rerun_tasks=["load"], latest_repair_id=first)
         assert second != first
         recorded = [(e["kind"], e["key"], e["run_id"], e["job_id"], e["accepted"], e["status"]) for e in effects(url)]
         assert recorded == [
@@ -398,10 +422,10 @@ class TestJobs:
         assert [(effect["kind"], effect["accepted"]) for effect in effects(url)] == [("job_update", False)]
 
     def test_run_now_with_a_token_starts_one_run(self, url: str, databricks: WorkspaceClient) -> None:
-        first = databricks.jobs.run_now(1, idempotency_token="11:1:retry").response.run_id
-        again = databricks.jobs.run_now(1, idempotency_token="11:1:retry").response.run_id
+        first = run_now(databricks, 1, idempotency_token="11:1:retry")
+        again = run_now(databricks, 1, idempotency_token="11:1:retry")
         assert first == again
-        other = databricks.jobs.run_now(1, idempotency_token="f" * 64, job_parameters={"day": "1"}).response.run_id
+        other = run_now(databricks, 1, idempotency_token="f" * 64, job_parameters={"day": "1"})
         assert other != first
         named, hashed = effects(url)
         assert (named["kind"], named["key"], named["run_id"], named["accepted"]) == ("run_now", "11:1", "11", True)
@@ -419,6 +443,10 @@ class TestJobs:
 
 
 class TestCompute:
+    @pytest.fixture
+    def url(self, shared_url: str) -> str:
+        return shared_url
+
     def cluster_id(self, databricks: WorkspaceClient) -> str:
         task = next(task for task in databricks.jobs.get_run(11).tasks or [] if task.task_key == "load")
         assert task.cluster_instance is not None
@@ -537,10 +565,9 @@ class TestControl:
         assert over == {10101: RunResultState.FAILED, 10201: RunResultState.FAILED, 10301: RunResultState.CANCELED}
         assert process.returncode == 0
 
-    def test_a_wrong_scenario_file(self, tmp_path: Path) -> None:
+    def test_a_wrong_scenario_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "wrong.json"
         path.write_text('{"jobs": [{"job_id": "x"}]}')
-        command = [sys.executable, "-m", "local.databricks", "--port", "0", "--scenario", str(path)]
-        ended_process = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-        assert ended_process.returncode == 1
-        assert "jobs.0.job_id" in ended_process.stderr
+        monkeypatch.setattr(sys, "argv", ["local.databricks", "--port", "0", "--scenario", str(path)])
+        with pytest.raises(SystemExit, match=r"jobs\.0\.job_id"):
+            main()

@@ -23,6 +23,7 @@ from azure.core.exceptions import (
     ServiceResponseError,
     ServiceResponseTimeoutError,
 )
+from azure.core.rest import HttpRequest
 from azure.data.tables import TableServiceClient, UpdateMode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -431,7 +432,7 @@ def test_deleted_table_does_not_look_like_an_empty_history(azurite: str) -> None
     with TableServiceClient.from_connection_string(azurite) as service:
         service.delete_table(f"{settings.table_prefix}incidents")
 
-    with pytest.raises(PermanentError, match="TableNotFound"):
+    with pytest.raises(PermanentError, match="TABLE_NOT_FOUND"):
         history.read_incident(WORKSPACE, RUN_ID)
     with pytest.raises(PermanentError):
         history.open_incidents(WORKSPACE)
@@ -598,6 +599,7 @@ class Answer:
     """What the client's errors look at in an answer."""
 
     reason = "reason"
+    request = HttpRequest("GET", "http://127.0.0.1/")
 
     def __init__(self, status: int, headers: dict[str, str]) -> None:
         self.status_code = status

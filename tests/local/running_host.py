@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ COMMAND = (sys.executable, "-m", "local.functions_host")
 
 @dataclass
 class RunningHost:
-    """A host that said READY. ``records`` are its log lines so far, ``output`` what else it wrote on standard output."""
+    """A host that said READY. ``records`` are its log lines so far, ``output`` what it wrote after READY."""
 
     process: subprocess.Popen[str]
     ready_line: str
@@ -56,12 +56,12 @@ class RunningHost:
 
 
 @contextmanager
-def running_host(*arguments: str, app: Path = SAMPLE_APP, **settings: str) -> Iterator[RunningHost]:
+def running_host(settings: Mapping[str, str], *arguments: str, app: Path = SAMPLE_APP) -> Iterator[RunningHost]:
     """Start the host on ``app`` with these app settings, wait until it is ready, and stop it afterwards."""
     process = subprocess.Popen(
         [*COMMAND, "--app", str(app), "--port", "0", *arguments],
         cwd=ROOT,
-        env=os.environ | settings,
+        env=os.environ | dict(settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -84,12 +84,12 @@ def running_host(*arguments: str, app: Path = SAMPLE_APP, **settings: str) -> It
         process.stderr.close()
 
 
-def index(app: Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run the host with ``--index-only``."""
+def run_to_the_end(settings: Mapping[str, str], *arguments: str, app: Path) -> subprocess.CompletedProcess[str]:
+    """Run a host that ends by itself."""
     return subprocess.run(
-        [*COMMAND, "--app", str(app), "--index-only"],
+        [*COMMAND, "--app", str(app), *arguments],
         cwd=ROOT,
-        env=os.environ | settings,
+        env=os.environ | dict(settings),
         capture_output=True,
         text=True,
         timeout=30,

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Coroutine, Iterator
@@ -35,7 +36,7 @@ from local.functions_host.logs import JsonLines, invocation_scope
 from local.functions_host.protocol import TypedData
 from local.functions_host.queues import listen
 from local.functions_host.timers import Schedule, run_timer
-from tests.local.running_host import SAMPLE_APP, RunningHost, index, running_host
+from tests.local.running_host import SAMPLE_APP, RunningHost, run_to_the_end, running_host
 
 # --- app settings and host.json ---------------------------------------------------------------------------------------
 
@@ -236,10 +237,10 @@ def test_schedules_that_azure_reads_differently_or_not_at_all_are_refused(expres
     st.integers(0, 59),
     st.integers(0, 59),
     st.integers(0, 23),
-    st.datetimes(min_value=datetime(2020, 1, 1), max_value=datetime(2040, 1, 1)),
+    st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=10_000)),
 )
-def test_a_daily_schedule_fires_within_a_day_at_its_time(second: int, minute: int, hour: int, naive: datetime) -> None:
-    moment = naive.replace(tzinfo=UTC)
+def test_a_daily_schedule_fires_within_a_day_at_its_time(second: int, minute: int, hour: int, later: timedelta) -> None:
+    moment = NOON + later
     fires = Schedule.parse(f"{second} {minute} {hour} * * *", "f").next_after(moment)
     assert moment < fires <= moment + timedelta(days=1)
     assert (fires.hour, fires.minute, fires.second) == (hour, minute, second)
@@ -517,7 +518,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[RunningHost]:
-    with running_host("--function-key", "secret", **SETTINGS) as running:
+    with running_host(SETTINGS, "--function-key", "secret") as running:
         yield running
 
 
@@ -619,7 +620,7 @@ def test_a_timer_may_run_on_startup(host: RunningHost) -> None:
 
 
 def test_the_host_says_ready_once_on_standard_output_and_ends_on_sigterm() -> None:
-    with running_host(**SETTINGS) as host:
+    with running_host(SETTINGS) as host:
         assert host.stop() == 0
         assert host.output == ""
 
@@ -628,7 +629,7 @@ def test_the_host_says_ready_once_on_standard_output_and_ends_on_sigterm() -> No
 
 
 def test_index_only_reports_functions_times_and_heavy_modules() -> None:
-    result = index(SAMPLE_APP)
+    result = run_to_the_end({}, "--index-only", app=SAMPLE_APP)
     report = json.loads(result.stdout)
     assert result.returncode == 0
     assert report.pop("functions") == ["tick", "at_start", "work", "item", "all_items", "broken"]
@@ -648,7 +649,7 @@ def tick(timer: func.TimerRequest) -> None:
 
 def test_index_only_names_a_heavy_module_that_the_app_imports(tmp_path: Path) -> None:
     (tmp_path / "function_app.py").write_text(TIMER_APP)
-    assert json.loads(index(tmp_path).stdout)["modules"] == ["jinja2"]
+    assert json.loads(run_to_the_end({}, "--index-only", app=tmp_path).stdout)["modules"] == ["jinja2"]
 
 
 @pytest.mark.parametrize(
@@ -671,6 +672,30 @@ def test_an_app_that_cannot_be_indexed_ends_the_host_with_the_reason(
 ) -> None:
     if source is not None:
         (tmp_path / settings.get("PYTHON_SCRIPT_FILE_NAME", "function_app.py")).write_text(source)
-    result = index(tmp_path, **settings)
+    result = run_to_the_end(settings, "--index-only", app=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
-    assert message in json.loads(result.stderr)["message"]
+    assert message in json.loads(result.stderr.splitlines()[-1])["message"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("TICK_SCHEDULE", "tick needs the app setting TICK_SCHEDULE"),
+        ("WORK_QUEUE", "work needs the app setting WORK_QUEUE"),
+        ("SERVICE_BUS", "work needs the app setting SERVICE_BUS"),
+        ("nothing", "work: the setting SERVICE_BUS holds no Service Bus connection string"),
+    ],
+)
+def test_a_setting_that_is_missing_or_wrong_ends_the_host_with_its_name(missing: str, message: str) -> None:
+    settings = {name: value for name, value in SETTINGS.items() if name != missing and "Disabled" not in name}
+    result = run_to_the_end(settings, "--port", "0", app=SAMPLE_APP)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert message in json.loads(result.stderr.splitlines()[-1])["message"]
+
+
+def test_a_port_that_is_taken_ends_the_host_with_the_reason() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run_to_the_end(SETTINGS, "--port", str(port), app=SAMPLE_APP)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"Cannot listen on port {port}" in json.loads(result.stderr.splitlines()[-1])["message"]

@@ -15,7 +15,7 @@ log = logging.getLogger("sample")
 @app.timer_trigger(arg_name="timer", schedule="%TICK_SCHEDULE%")
 def tick(timer: func.TimerRequest) -> None:
     """Says that it ran."""
-    log.info("tick", extra={"past_due": timer.past_due, "next": timer.schedule_status["Next"]})
+    log.info("tick", extra={"past_due": timer.past_due, "next": timer.schedule_status["Next"]})  # type: ignore[attr-defined]
 
 
 @app.timer_trigger(arg_name="timer", schedule="0 0 0 1 1 *", run_on_startup=True)
@@ -48,6 +48,8 @@ def work(message: func.ServiceBusMessage) -> None:
             sys.exit(3)
         case ["sleep", seconds]:
             time.sleep(float(seconds))
+        case _:
+            pass
 
 
 @app.route(route="items/{id:int}/{part?}", methods=["GET", "POST"], auth_level=func.AuthLevel.ANONYMOUS)
@@ -79,4 +81,5 @@ async def broken(req: func.HttpRequest) -> str:
             sys.exit(1)
         case "threads":
             return os.environ["PYTHON_THREADPOOL_THREAD_COUNT"]
-    return "fine"
+        case _:
+            return "fine"

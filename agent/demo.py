@@ -91,9 +91,7 @@ def table_of(rows: list[RunRow]) -> Table:
     table = Table("Run", "Job", "Cause", "Decision", "Tries", "Outcome", "")
     for row in rows:
         style = OUTCOME_STYLE[row.outcome]
-        mark = (
-            "" if row.outcome == "open" else ("[green]✓[/green]" if row.as_expected else f"[red]✗ {row.expected}[/red]")
-        )
+        mark = "[green]✓[/green]" if row.as_expected else f"[red]✗ {row.expected}[/red]"
         table.add_row(
             str(row.run_id),
             row.job,
@@ -101,6 +99,6 @@ def table_of(rows: list[RunRow]) -> Table:
             row.decision,
             str(row.attempts),
             f"[{style}]{row.outcome}[/{style}]",
-            mark,
+            "" if row.outcome == "open" else mark,
         )
     return table

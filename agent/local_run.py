@@ -1,4 +1,4 @@
-"""What can be seen of a running local stack from outside: incidents, effects, and whether there is anything left to do."""
+"""What can be seen of a running local stack from outside: incidents, effects, and whether anything is left to do."""
 
 import json
 import urllib.request

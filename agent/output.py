@@ -1,4 +1,4 @@
-"""How commands speak: progress and tables on stderr, with `--json` exactly one object on stdout, exit codes that mean something."""
+"""How commands speak: progress on stderr, a table or exactly one JSON object on stdout, exit codes with a meaning."""
 
 import json
 import logging

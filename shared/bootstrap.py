@@ -143,6 +143,13 @@ def history(settings: "Settings") -> "TableDecisionHistory":
     return TableDecisionHistory(settings)
 
 
+def workspaces(settings: "Settings") -> tuple[str, ...]:
+    """The workspaces' short names, as used in the history."""
+    from shared.databricks_connector import DatabricksConnector
+
+    return DatabricksConnector(settings).workspaces
+
+
 def connections(settings: "Settings") -> "Iterator[tuple[str, Callable[[], str], str]]":
     """Name, attempt and advice for every connection of the function app. An attempt says what it found, or raises."""
     from shared.action_queues import ServiceBusActionQueues

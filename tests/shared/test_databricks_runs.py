@@ -236,7 +236,7 @@ def test_a_task_failure_holds_all_that_was_read() -> None:
     cluster = {
         "termination_reason": {"code": "CODE_OF_TOMORROW", "type": "CLOUD_FAILURE", "parameters": {"azure_error": "x"}}
     }
-    events = [
+    events: list[Json] = [
         {"type": "NODES_LOST", "details": {"reason": {"code": "SPOT_INSTANCE_TERMINATION"}}},
         {"type": "DRIVER_NOT_RESPONDING"},
     ]
@@ -468,8 +468,8 @@ ANY_JSON = st.recursive(
 RUN_FIELDS = ("state", "status", "tasks", "repair_history", "job_parameters", "overriding_parameters", "trigger")
 
 
-@given(st.fixed_dictionaries({}, optional={name: ANY_JSON for name in RUN_FIELDS}))
-def test_no_shape_of_a_field_breaks_the_reading_of_a_run(fields: Json) -> None:
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(RUN_FIELDS, ANY_JSON)))
+def test_a_section_of_an_unexpected_shape_reads_as_empty(fields: Json) -> None:
     raw = a_run(**fields)
 
     run = databricks_runs.run_state("w", raw)

@@ -38,7 +38,9 @@ def _joined(*parts: str | Generator) -> Generator:
 
 def _jwt(rng: random.Random) -> str:
     head = base64.urlsafe_b64encode(json.dumps({"alg": "RS256", "kid": _of(HEX, 8)(rng)}).encode()).decode().rstrip("=")
-    body = base64.urlsafe_b64encode(json.dumps({"sub": _of(HEX, 20)(rng), "exp": rng.randrange(10**9)}).encode()).decode()
+    body = base64.urlsafe_b64encode(
+        json.dumps({"sub": _of(HEX, 20)(rng), "exp": rng.randrange(10**9)}).encode()
+    ).decode()
     return f"{head}.{body.rstrip('=')}.{_of(URL_SAFE, 86)(rng)}"
 
 
@@ -269,7 +271,10 @@ def test_only_the_value_goes() -> None:
     password = PASSWORD(rng)
 
     assert redact(f"user=etl;password={password};timeout=30") == "user=etl;password=[redacted:password];timeout=30"
-    assert redact("FetchFailed: Connection refused: /10.1.2.3:37211") == "FetchFailed: Connection refused: /[redacted:ip]:37211"
+    assert (
+        redact("FetchFailed: Connection refused: /10.1.2.3:37211")
+        == "FetchFailed: Connection refused: /[redacted:ip]:37211"
+    )
     assert redact("cancelled by a.b@contoso.example, retried") == "cancelled by [redacted:email], retried"
 
 

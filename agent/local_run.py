@@ -58,7 +58,7 @@ def expected_runs(scenario: Path) -> list[ExpectedRun]:
 def settings_of(stack: Stack) -> Settings:
     """The settings that the stack's app runs with."""
     fields = {name.lower(): value for name, value in stack.settings.items()}
-    return load_settings(**{name: value for name, value in fields.items() if name in Settings.model_fields})
+    return load_settings(overrides={name: value for name, value in fields.items() if name in Settings.model_fields})
 
 
 class Observer:

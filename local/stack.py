@@ -1,8 +1,8 @@
 """The local stack: every part a process of its own, started, watched, restarted when it dies, and stopped.
 
 Azurite keeps the tables; the stand-ins play Service Bus, Databricks, Azure OpenAI and ACS Email; the Functions host
-runs the real app. What a stand-in held in memory is gone when it is restarted: a restarted Service Bus has empty queues (the
-history sends again what is overdue), a restarted Databricks plays its scenario from the start.
+runs the real app. What a stand-in held in memory is gone when it is restarted: a restarted Service Bus has empty queues
+(the history sends again what is overdue), a restarted Databricks plays its scenario from the start.
 """
 
 import json

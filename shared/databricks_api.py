@@ -176,19 +176,25 @@ class WorkspaceApi:
         from databricks.sdk.core import ApiClient, Config
 
         strategy = self._credentials_strategy()
-        config = Config(
-            host=self._host,
-            credentials_strategy=strategy,
-            # Set, so that variables of other kinds of sign-in in the environment are no conflict.
-            auth_type=strategy.auth_type(),
-            config_file="/nonexistent",  # else a profile in ~/.databrickscfg could be read
-            http_timeout_seconds=self._settings.databricks_timeout_seconds,
-            # A new Config asks the host about itself and goes on without an answer, but only after this time.
-            retry_timeout_seconds=METADATA_RETRY_SECONDS,
-            product=PRODUCT,
-            product_version=PRODUCT_VERSION,
-            clock=cast("SdkClock", _BoundedClock(self._clock, self._settings.databricks_retry_seconds)),
-        )
+        try:
+            config = Config(
+                host=self._host,
+                credentials_strategy=strategy,
+                # Set, so that variables of other kinds of sign-in in the environment are no conflict.
+                auth_type=strategy.auth_type(),
+                  # else a profile in ~/.databrickscfg could be read
+                http_timeout_seconds=self._settings.databricks_timeout_seconds,
+                # A new Config asks the host about itself and goes on without an answer, but only after this time.
+                retry_timeout_seconds=METADATA_RETRY_SECONDS,
+                product=PRODUCT,
+                product_version=PRODUCT_VERSION,
+                clock=cast("SdkClock", _BoundedClock(self._clock, self._settings.databricks_retry_seconds)),
+            )
+        except ValueError as error:
+            raise ConfigurationError(
+                f"DATABRICKS_HOST {self._host} cannot be used as a workspace: {_first_line(error)}",
+                names=("DATABRICKS_HOST",),
+            ) from error
         config.retry_timeout_seconds = self._settings.databricks_retry_seconds
         return ApiClient(config)
 
@@ -317,6 +323,7 @@ def _agent_error(error: OSError, what: str) -> AgentError:
     text = f"{what} failed: {code}: {_first_line(error)}"
     match error:
         case sdk.TooManyRequests():
+            # The SDK says 1 where the answer had no Retry-After.
             return ThrottledError(text, retry_after_seconds=error.retry_after_secs)
         case sdk.Unauthenticated() | sdk.PermissionDenied():
             return NotAuthorisedError(text)

@@ -32,6 +32,7 @@ from pydantic import TypeAdapter
 from shared.domain import Event, Incident, Pause, ScanState
 from shared.errors import (
     AgentError,
+    ConfigurationError,
     ConflictError,
     NotAuthorisedError,
     PermanentError,
@@ -285,7 +286,7 @@ class TableDecisionHistory:
         """The client of the account.
 
         An answer that asks for a pause is not waited for: with `retry_status` above 0, the SDK would sleep for however
-        long Retry-After says. Connections that fail or break are tried again after fractions of a second.
+        long Retry-After says. Reads and replacements whose connection broke are tried again within two seconds.
         """
         from azure.data.tables import TableServiceClient
 
@@ -296,12 +297,17 @@ class TableDecisionHistory:
             "read_timeout": TIMEOUT_SECONDS,
         }
         settings = self._settings
-        if settings.tables_connection_string:
-            return TableServiceClient.from_connection_string(settings.tables_connection_string, **limits)
-        from azure.identity import DefaultAzureCredential
+        if not settings.tables_connection_string:
+            from azure.identity import DefaultAzureCredential
 
-        credential = DefaultAzureCredential(managed_identity_client_id=settings.azure_client_id or None)
-        return TableServiceClient(settings.tables_endpoint, credential=credential, **limits)
+            credential = DefaultAzureCredential(managed_identity_client_id=settings.azure_client_id or None)
+            return TableServiceClient(settings.tables_endpoint, credential=credential, **limits)
+        try:
+            return TableServiceClient.from_connection_string(settings.tables_connection_string, **limits)
+        except ValueError as error:  # it says what is missing, never the key
+            raise ConfigurationError(
+                f"TABLES_CONNECTION_STRING is not a connection string: {error}", names=("TABLES_CONNECTION_STRING",)
+            ) from None
 
 
 def own_earlier_write(incident: Incident, stored: Incident | None) -> Incident:

@@ -1,5 +1,6 @@
 """Every setting of the app, with its default, unit (in the name) and meaning. Read by `bootstrap` only."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -127,13 +128,13 @@ def environment_name(field: str) -> str:
     return alias if isinstance(alias, str) else field.upper()
 
 
-def load_settings(env_file: Path | None = None, **overrides: Any) -> Settings:  # noqa: ANN401 - values of any field
-    """Settings from the environment (and the file, which the environment overrides).
+def load_settings(env_file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from the environment (and the file, which the environment overrides); `overrides` (by field) win.
 
     Raises ConfigurationError naming every setting that is wrong.
     """
     try:
-        return Settings(_env_file=env_file, **overrides)
+        return Settings(_env_file=env_file, **(overrides or {}))
     except ValidationError as error:
         problems = {str(e["loc"][0]): e["msg"] for e in error.errors()}
         names = tuple(environment_name(name) if name in Settings.model_fields else name for name in problems)

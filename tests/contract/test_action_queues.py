@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -52,11 +53,12 @@ class Bus:
         return self._receivers[queue]
 
     def received(self, count: int, queue: str = "work") -> list[ServiceBusReceivedMessage]:
-        """`count` messages and whatever else is there."""
+        """`count` messages, or what there is after 10 seconds, and whatever else is there."""
         receiver = self._receiver(queue)
         found: list[ServiceBusReceivedMessage] = []
-        while len(found) < count and (more := receiver.receive_messages(max_message_count=5000, max_wait_time=5)):
-            found += more
+        deadline = time.monotonic() + 10
+        while len(found) < count and time.monotonic() < deadline:
+            found += receiver.receive_messages(max_message_count=5000, max_wait_time=0.5)
         return found + receiver.receive_messages(max_message_count=10, max_wait_time=0.1)
 
     def peeked(self) -> list[ServiceBusReceivedMessage]:

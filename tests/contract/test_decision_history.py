@@ -1,7 +1,9 @@
 """One suite for both histories: in memory, and in Azure Tables (Azurite) with the official client over a socket."""
 
 import http.client
+import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -529,14 +531,22 @@ class AnswerLosingProxy(ThreadingHTTPServer):
 
 
 @contextmanager
+def serving[S: ThreadingHTTPServer](server: S) -> Iterator[S]:
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
 def answer_losing_proxy(connection: str) -> Iterator[AnswerLosingProxy]:
     endpoint = dict(part.split("=", 1) for part in connection.split(";") if part)["TableEndpoint"]
-    with AnswerLosingProxy(urlsplit(endpoint).netloc) as proxy:
-        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(AnswerLosingProxy(urlsplit(endpoint).netloc)) as proxy:
         yield proxy
-        proxy.shutdown()
-        thread.join()
 
 
 def test_replacement_whose_answer_was_lost_is_known_as_ours(azurite: str) -> None:
@@ -667,6 +677,48 @@ def test_service_that_is_down_is_transient() -> None:
 
     with pytest.raises(TransientError, match="did not answer"):
         TableDecisionHistory(Settings(tables_connection_string=nobody_listens)).read_pause()
+
+
+class Throttling(BaseHTTPRequestHandler):
+    """Asks for a pause of a minute, whatever the request."""
+
+    def do_POST(self) -> None:
+        self.send_response(503)
+        self.send_header("Retry-After", "60")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def test_pause_that_the_service_asks_for_is_not_slept_through() -> None:
+    started = time.monotonic()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Throttling)) as server:
+        history = TableDecisionHistory(Settings(tables_connection_string=connection_string(server.server_port)))
+
+        with pytest.raises(ThrottledError) as caught:
+            history.read_pause()
+
+    assert caught.value.retry_after_seconds == 60
+    assert time.monotonic() - started < 10
+
+
+def test_service_that_never_answers_is_transient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.decision_history.TIMEOUT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        history = TableDecisionHistory(Settings(tables_connection_string=connection_string(silent.getsockname()[1])))
+
+        with pytest.raises(TransientError, match="did not answer"):
+            history.read_pause()
+
+
+def test_broken_connection_string_is_named_and_not_shown() -> None:
+    history = TableDecisionHistory(Settings(tables_connection_string="AccountKey=secret"))
+
+    with pytest.raises(ConfigurationError, match="TABLES_CONNECTION_STRING") as caught:
+        history.read_pause()
+    assert "secret" not in str(caught.value)
 
 
 def test_missing_settings_are_named() -> None:

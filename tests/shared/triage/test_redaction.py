@@ -98,7 +98,7 @@ KINDS: dict[str, tuple[str, Generator]] = {
     "npm": ("//registry.npmjs.org/:_authToken={}", _joined("npm_", _of(ALPHANUMERIC, 36))),
     "pypi": ("TWINE_PASSWORD={}", _joined("pypi-AgEIcHlwaS5vcmc", _of(URL_SAFE, 120))),
     "openai": ("Incorrect API key provided: {}", _joined("sk-proj-", _of(ALPHANUMERIC, 48))),
-    "huggingface": ("HF_TOKEN={}", _joined("hf_", _of(string.ascii_letters, 30), "a1")),
+    "huggingface": ("HF_TOKEN={}", _joined("hf_", _of(ALPHANUMERIC, 34))),
     "datadog": ("DD_API_KEY={}", _of(HEX, 32)),
     "twilio": ("TWILIO_AUTH_TOKEN={}", _of(HEX, 32)),
     "entra-secret": ("AZURE_CLIENT_SECRET={}", _joined(_of(ALPHANUMERIC, 3), "8Q~", _of(ALPHANUMERIC + "_.-", 33), "x")),

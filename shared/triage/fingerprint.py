@@ -1,0 +1,163 @@
+"""One short name for one cause, so that two occurrences of it can be recognised as the same.
+
+What differs between occurrences (ids, dates, counts, addresses, line numbers, wrappers) is taken out of the line that names the
+cause; what makes it another cause (table, column, module, secret scope, remote service, status code) is left in.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
+
+from shared.domain import Evidence
+
+_MATCHED_LENGTH = 2_000
+"""Characters of a line that take part; causes differ long before."""
+
+_WRAPPER_CLASSES = frozenset(
+    {"STREAM_FAILED", "TASK_WRITE_FAILED", "FAILED_EXECUTE_UDF", "FAILED_READ_FILE", "UNCLASSIFIED_ERROR"}
+)
+
+_RECORD_PREFIX = re.compile(
+    r"\s{0,8}\[?(?:\d{2,4}[-/]\d{2}[-/]\d{2}[T ])?\d{2}:\d{2}:\d{2}(?:[.,]\d{1,9})?(?:Z|[+\-]\d{2}:?\d{2})?\]?\s{1,4}"
+    r"(?:\[?[\w.\-/]{1,60}\]?\s{1,4}){0,2}?(?:\[?(?:ERROR|WARN(?:ING)?|FATAL|INFO|CRITICAL)\]?:?\s{1,4})?"
+    r"(?:[A-Z][\w$.]{1,80}: )?"
+)
+_WRAPPERS = (
+    re.compile(r"^\s{0,8}(?:Caused by:?|Suppressed:|Error:|Details?:|E  ?|:|-) "),
+    re.compile(r'^Exception in thread "[^"]{1,100}" '),
+    re.compile(r"^Job aborted due to stage failure: (?:.{0,300}?most recent failure: )?"),
+    re.compile(r"^(?:Task \d+ in stage [\d.]+ failed \d+ times,? ?)?(?:most recent failure: )?Lost task .{0,300}?\): "),
+    re.compile(r"^Lost task .{0,300}?\): "),
+    re.compile(r"^(?:[\w$]{1,80}\.){0,12}[\w$]{0,80}(?:Exception|Error): (?=(?:[\w$]{1,80}\.){0,12}[A-Z][\w$]{0,80}(?:Exception|Error)\b)"),
+    re.compile(r"^(?:[\w$]{1,80}\.){0,12}(?:Spark|Py4JJava|Python|Execution|Runtime|UndeclaredThrowable)(?:Exception|Error): "
+               r"(?=Job aborted|\[[A-Z]|Task |Lost task|An error occurred|Traceback)"),
+    re.compile(r"^(?:[\w$]{1,80}\.){0,12}[\w$]{0,80}(?:Exception|Error): (?=\[[A-Z][A-Z0-9_.]{4,160}\])"),
+    re.compile(r"^An error occurred while calling \S{1,60} ?"),
+)  # fmt: skip
+_QUALIFIER = re.compile(r"\b(?:[a-z_][\w$]{0,60}\.){1,12}(?=[A-Z][\w$]{0,80}(?:Exception|Error|Interrupt|Exit|Failure|Fault)\b)")
+_TAILS = re.compile(
+    r"(?:[;.]? ?SQLSTATE: ?\w{5}|; line \d+,? pos(?:ition)? \d+|Did you mean[^\]\n]{0,1000}\]?\.?|\(line \d+, pos(?:ition)? \d+\)"
+    r"|\(\w{1,40}\.(?:py|scala|java|c|cc|cpp):\d+\)|ClientConnectionId:\S{1,60}|\(Caused by .{0,1000}"
+    r"|Proxies: .{0,200}|Retry-After:? ?\d+)"
+)
+_VARIABLE = re.compile(
+    r"(?P<code>\b(?:AADSTS|ORA-|DPY-|KB|HY|TF|BUG)\d+"
+    r"|(?:HTTP(?:/\d\.\d)?(?: Error| response code:?| status:?)?|[Ss]tatus ?[Cc]ode[=:]? ?|status[=:] ?|\bcode[=:]? ?|[Ee]rror ?[Cc]?o?d?e?[=:]? "
+    r"|\bErrno |exit(?:ed)?(?: with)?(?: exit)? (?:code|status) ?|->) ?\(?-?\d{1,6}\b|\b[45]\d\d (?=[A-Z][a-z]+))"
+    r"|(?P<url>\b[a-z][a-z0-9+.\-]{1,20}://[^\s'\"<>|,;)\]}]{1,600})"
+    r"|(?P<marker>\[redacted:[a-z\-]{1,30}\](?::\d+)?)"
+    r"|(?P<id>\b[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}\b"
+    r"|\b0x[0-9a-fA-F]{2,16}\b|@[0-9a-f]{5,16}\b|\b\d{4}-\d{6}-[a-z0-9]{8}\b|#\d+\w?"
+    r"|\b(?=[a-f]{0,40}\d)[0-9a-f]{6,64}\b)"
+    r"|(?P<number>(?<![A-Za-z_\d])-?\d+(?:[.,:/\-T]\d+)*(?:[eE][+\-]?\d+)?(?: ?(?:[KMGT]i?B|bytes|ms|secs?|seconds|s|min|minutes|h|hours|%)\b)?)"
+    r"|(?P<tail>(?<=[A-Za-z_])\d{3,})"
+)
+_URL = re.compile(r"([a-z][a-z0-9+.\-]{1,20})://(?:([^/@\s]{0,200})@)?([^/?#\s:]{0,200})(?::\d+)?([^?#\s]{0,600})")
+_GENERATED_LABEL = re.compile(r"(?=[a-z\-]{0,60}\d)[0-9a-f]{6,}|\d+")
+_PATH_NUMBERS = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F\-]{20,40}|part-\d+[\w.\-]{0,120}|(?<![A-Za-z])\d[\d\-_.:T]{0,30}|(?<=[A-Za-z_])\d{3,}|[0-9a-f]{12,}")
+_REPEATED = re.compile(r"#(?:[\s.,:/x*\-+]{0,4}#)+")
+_SPACES = re.compile(r"\s+")
+
+_HOST = re.compile(
+    r"://(?:[^/@\s'\"]{0,200}@)?([A-Za-z][\w\-]{0,62}(?:\.[\w\-]{1,62}){1,8})|host='?([\w.\-]{3,120})'?|"
+    r"\b(?:host|server|endpoint|broker|redirected from)[ :=]{1,3}'?\"?([A-Za-z][\w\-]{0,62}(?:\.[\w\-]{1,62}){1,8})",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(r"`[^`\n]{1,120}`(?:\.`[^`\n]{1,120}`){0,3}|'[A-Za-z_][\w.\-]{1,120}'|\b\w{1,60}\.\w{1,60}\.\w{1,60}\b")
+_WORD = re.compile(r"[A-Za-z]{3,}")
+_TYPE = re.compile(r"^(?:[\w$]{1,60}\.){0,12}[\w$]{1,90}(?:exception|error|interrupt|timeout)?:? ?", re.IGNORECASE)
+_FEW_WORDS = 6
+
+
+def fingerprint(evidence: Evidence, *, category: str = "") -> str:
+    """16 hexadecimal digits that two occurrences of one cause share. `category` counts only where no cause is named."""
+    cause = _telling_cause(evidence)
+    parts = [normalise(cause)]
+    if _is_general(parts[0]):
+        parts += _what_it_was_about(evidence)
+    if not parts[0]:
+        parts += [category, *evidence.error_classes, *evidence.sqlstates]
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def normalise(line: str) -> str:
+    """The line without what differs from one occurrence to the next; lower case, `#` for every number and id."""
+    line = _unwrapped(line[:_MATCHED_LENGTH])
+    line = _QUALIFIER.sub("", line)
+    line = _TAILS.sub(" ", line)
+    line = _VARIABLE.sub(_constant, line)
+    line = _REPEATED.sub("#", line)
+    return _SPACES.sub(" ", line).strip(" .,:;-'\"").lower()
+
+
+def _unwrapped(line: str) -> str:
+    line = line[found.end() :] if (found := _RECORD_PREFIX.match(line)) else line
+    for _ in range(8):
+        before = line
+        for wrapper in _WRAPPERS:
+            line = wrapper.sub("", line, count=1)
+        if line == before:
+            break
+    return line
+
+
+def _constant(found: re.Match[str]) -> str:
+    match found.lastgroup:
+        case "code":
+            return found.group()
+        case "url":
+            return _constant_url(found.group())
+        case _:
+            return "#"
+
+
+def _constant_url(url: str) -> str:
+    """Scheme, host and the fixed parts of the path; generated host labels and numbers are variable."""
+    found = _URL.match(url)
+    if not found:
+        return "#"
+    scheme, container, host, path = found.groups()
+    container = f"{container}@" if container and scheme.startswith(("abfs", "wasb")) else ""
+    return f"{scheme}://{container}{_constant_host(host)}{_PATH_NUMBERS.sub('#', path)}"
+
+
+def _constant_host(host: str) -> str:
+    return ".".join(_GENERATED_LABEL.sub("#", label) for label in host.lower().split("."))
+
+
+def _telling_cause(evidence: Evidence) -> str:
+    """The deepest cause with an error class of its own, else the deepest that says anything at all."""
+    for cause in reversed(evidence.causes):
+        classes = re.findall(r"\[([A-Z][A-Z0-9_]{3,80})(?:\.[A-Z0-9_]{2,90})?\]", cause[:_MATCHED_LENGTH])
+        if any(name not in _WRAPPER_CLASSES for name in classes if "_" in name):
+            return cause
+    for cause in reversed(evidence.causes):
+        if _WORD.search(_TYPE.sub("", _unwrapped(cause[:_MATCHED_LENGTH]), count=1)):
+            return cause
+    return evidence.deepest_cause
+
+
+def _is_general(cause: str) -> bool:
+    """Whether the line names nothing in particular: "connection refused", "HTTP Error 400: Bad Request"."""
+    if _HOST.search(cause) or _NAMED.search(cause):
+        return False
+    return len(_WORD.findall(_TYPE.sub("", cause, count=1))) <= _FEW_WORDS
+
+
+def _what_it_was_about(evidence: Evidence) -> list[str]:
+    """The remote services named next to a general cause, else the objects: these make two causes of the same words differ."""
+    hosts = _in_order(
+        _constant_host(next(filter(None, found.groups()))) for line in evidence.causes for found in _HOST.finditer(line[:_MATCHED_LENGTH])
+    )
+    hosts = hosts or _in_order(
+        _constant_host(next(filter(None, found.groups()))) for found in _HOST.finditer(evidence.excerpt)
+    )
+    if hosts:
+        return hosts
+    return _in_order(
+        name.lower() for line in evidence.causes for name in _NAMED.findall(normalise(line))
+    )
+
+
+def _in_order(values: Iterable[str]) -> list[str]:
+    return sorted(set(values))

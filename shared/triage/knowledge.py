@@ -1,0 +1,311 @@
+"""What the triage knows, as data: `signatures.yaml` (texts) and `codes.yaml` (codes), checked and compiled once.
+
+Patterns are regular expressions, matched without regard to case and with `^`/`$` at line ends; `(?-i:…)` insists on case.
+A pattern runs only where one of its `keywords` (literals, lower case) occurs, so most of them cost nothing.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shared.domain import Category, Change, DecisionKind
+from shared.errors import ConfigurationError
+
+SIGNATURES_FILE = Path(__file__).with_name("signatures.yaml")
+CODES_FILE = Path(__file__).with_name("codes.yaml")
+
+_FLAGS = re.IGNORECASE | re.MULTILINE
+
+
+class Where(StrEnum):
+    """Where a signature may match."""
+
+    ANY = "any"
+    CAUSE = "cause"
+    STATUS = "status"
+
+
+class Weight(StrEnum):
+    """How much a match says: `decisive` wins wherever it stands, `symptom` only when nothing better matched."""
+
+    DECISIVE = "decisive"
+    CAUSE = "cause"
+    SYMPTOM = "symptom"
+
+
+class Effect(StrEnum):
+    """What the circumstances told in a text do to a diagnosis."""
+
+    PERSISTENT = "persistent"
+    PASSING = "passing"
+    LATE_INPUT = "late_input"
+    CHANGE_TRIED = "change_tried"
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """An expression with the literals of which one must occur before it is tried, and what speaks against it."""
+
+    keywords: tuple[str, ...]
+    expression: re.Pattern[str]
+    unless: re.Pattern[str] | None
+
+    def search(self, text: str, lowered: str) -> re.Match[str] | None:
+        """First match in a line that `unless` does not match; `lowered` is `text.lower()`."""
+        if not any(keyword in lowered for keyword in self.keywords):
+            return None
+        if self.unless is None:
+            return self.expression.search(text)
+        for found in self.expression.finditer(text):
+            if not self.unless.search(lines_of_match(text, found)):
+                return found
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a code or a text means. `change_words` may hold `{name}`, filled by the group of that name of the pattern."""
+
+    decision: DecisionKind
+    category: Category
+    confidence: float
+    why: str
+    change_words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """One entry of `signatures`. `repeated_changes`: what to change when the same happens again and again."""
+
+    id: str
+    pattern: Pattern
+    verdict: Verdict
+    where: Where = Where.ANY
+    weight: Weight = Weight.CAUSE
+    repeated_changes: tuple[str, ...] = ()
+    examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstance:
+    """One entry of `circumstances`: what a text tells about how often and how long something has failed."""
+
+    id: str
+    pattern: Pattern
+    effect: Effect
+    examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """The tables of `codes.yaml`, by code."""
+
+    termination_codes: Mapping[str, Verdict]
+    termination_types: Mapping[str, Verdict]
+    cluster_reasons: Mapping[str, Verdict]
+    sqlstate_classes: Mapping[str, Verdict]
+    sqlstates: Mapping[str, Verdict]
+    conditions: Mapping[str, Verdict]
+    exceptions: Mapping[str, Verdict]
+
+
+@functools.cache
+def signatures() -> tuple[Signature, ...]:
+    """All signatures. Raises ConfigurationError naming the entry when the file is not in order."""
+    return read_signatures(SIGNATURES_FILE.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def circumstances() -> tuple[Circumstance, ...]:
+    """All circumstances. Raises ConfigurationError naming the entry when the file is not in order."""
+    return read_circumstances(SIGNATURES_FILE.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def codes() -> Codes:
+    """All code tables. Raises ConfigurationError naming table and code when the file is not in order."""
+    tables = _load(CODES_FILE.read_text(encoding="utf-8"), CODES_FILE.name)
+    return Codes(**{name: _table(name, tables.get(name)) for name in Codes.__dataclass_fields__})
+
+
+def read_signatures(text: str) -> tuple[Signature, ...]:
+    """The signatures of a YAML text in the form of `signatures.yaml`. Raises ConfigurationError naming the entry."""
+    entries = _load(text, SIGNATURES_FILE.name).get("signatures")
+    return _unique([_signature(entry) for entry in _entries(entries, "signatures")])
+
+
+def read_circumstances(text: str) -> tuple[Circumstance, ...]:
+    """The circumstances of a YAML text in the form of `signatures.yaml`. Raises ConfigurationError naming the entry."""
+    entries = _load(text, SIGNATURES_FILE.name).get("circumstances")
+    return _unique([_circumstance(entry) for entry in _entries(entries, "circumstances")])
+
+
+def lines_of_match(text: str, found: re.Match[str]) -> str:
+    """The whole lines in which a match stands."""
+    start = text.rfind("\n", 0, found.start()) + 1
+    end = text.find("\n", found.end())
+    return text[start : end if end >= 0 else len(text)]
+
+
+@functools.cache
+def _load(text: str, name: str) -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        content = yaml.load(text, Loader=loader)  # noqa: S506 (both are safe loaders)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{name} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{name} must hold named lists or tables at its top")
+    return content
+
+
+def _entries(entries: object, name: str) -> list[dict[str, Any]]:
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigurationError(f"{name} must be a list of entries")
+    return entries
+
+
+def _unique[Entry: (Signature, Circumstance)](entries: list[Entry]) -> tuple[Entry, ...]:
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.id in seen:
+            raise ConfigurationError(f"{entry.id}: the id occurs twice; give each entry its own")
+        seen.add(entry.id)
+    return tuple(entries)
+
+
+_COMMON_FIELDS = {"id", "keywords", "pattern", "unless", "examples"}
+_VERDICT_FIELDS = {"decision", "category", "confidence", "why", "changes"}
+_SIGNATURE_FIELDS = _COMMON_FIELDS | _VERDICT_FIELDS | {"where", "weight", "source", "repeated_changes"}
+_CIRCUMSTANCE_FIELDS = _COMMON_FIELDS | {"effect"}
+
+
+def _signature(entry: dict[str, Any]) -> Signature:
+    name = _id_of(entry)
+    _check_fields(name, entry, _SIGNATURE_FIELDS)
+    if not entry.get("source"):
+        raise ConfigurationError(f"{name}: `source` must name the documentation the knowledge is from")
+    return Signature(
+        id=name,
+        pattern=_pattern(name, entry),
+        verdict=_verdict(name, entry),
+        where=_member(name, "where", Where, entry.get("where", Where.ANY)),
+        weight=_member(name, "weight", Weight, entry.get("weight", Weight.CAUSE)),
+        repeated_changes=_change_words(name, entry.get("repeated_changes", [])),
+        examples=_examples(name, entry),
+    )
+
+
+def _circumstance(entry: dict[str, Any]) -> Circumstance:
+    name = _id_of(entry)
+    _check_fields(name, entry, _CIRCUMSTANCE_FIELDS)
+    return Circumstance(
+        id=name,
+        pattern=_pattern(name, entry),
+        effect=_member(name, "effect", Effect, entry.get("effect")),
+        examples=_examples(name, entry),
+    )
+
+
+def _table(name: str, rows: object) -> Mapping[str, Verdict]:
+    if not isinstance(rows, dict):
+        raise ConfigurationError(f"{CODES_FILE.name}: table {name} is missing")
+    table = {}
+    for code, row in rows.items():
+        _check_fields(f"{name}.{code}", row, _VERDICT_FIELDS)
+        table[str(code)] = _verdict(f"{name}.{code}", row)
+    return table
+
+
+def _id_of(entry: dict[str, Any]) -> str:
+    name = entry.get("id")
+    if not isinstance(name, str) or not name:
+        raise ConfigurationError(f"an entry has no `id`: {str(entry)[:120]}")
+    return name
+
+
+def _check_fields(name: str, entry: object, allowed: set[str]) -> None:
+    if not isinstance(entry, dict):
+        raise ConfigurationError(f"{name}: must be a table of fields")
+    unknown = entry.keys() - allowed
+    if unknown:
+        raise ConfigurationError(f"{name}: unknown fields {sorted(unknown)}; allowed are {sorted(allowed)}")
+
+
+def _pattern(name: str, entry: dict[str, Any]) -> Pattern:
+    keywords = entry.get("keywords")
+    if not isinstance(keywords, list) or not keywords or not all(isinstance(word, str) and word for word in keywords):
+        raise ConfigurationError(f"{name}: `keywords` must be a list of literals, one of which is in every match")
+    if any(word != word.lower() for word in keywords):
+        raise ConfigurationError(f"{name}: `keywords` must be lower case")
+    return Pattern(
+        keywords=tuple(keywords),
+        expression=_compiled(name, "pattern", entry.get("pattern")),
+        unless=_compiled(name, "unless", entry["unless"]) if "unless" in entry else None,
+    )
+
+
+def _compiled(name: str, part: str, expression: object) -> re.Pattern[str]:
+    if not isinstance(expression, str) or not expression:
+        raise ConfigurationError(f"{name}: `{part}` must be a regular expression")
+    try:
+        return re.compile(expression, _FLAGS)
+    except re.error as error:
+        raise ConfigurationError(f"{name}: `{part}` is not a valid regular expression: {error}") from error
+
+
+def _verdict(name: str, entry: dict[str, Any]) -> Verdict:
+    confidence = entry.get("confidence")
+    if not isinstance(confidence, int | float) or not 0 <= confidence <= 1:
+        raise ConfigurationError(f"{name}: `confidence` must be a number from 0 to 1")
+    why = entry.get("why")
+    if not isinstance(why, str) or not why:
+        raise ConfigurationError(f"{name}: `why` must be one sentence for people")
+    decision = _member(name, "decision", DecisionKind, entry.get("decision"))
+    change_words = _change_words(name, entry.get("changes", []))
+    if (decision is DecisionKind.RETRY_WITH_PARAMS) != bool(change_words):
+        raise ConfigurationError(f"{name}: `changes` belong to RETRY_WITH_PARAMS, and to nothing else")
+    return Verdict(
+        decision=decision,
+        category=_member(name, "category", Category, entry.get("category")),
+        confidence=float(confidence),
+        why=why,
+        change_words=change_words,
+    )
+
+
+def _change_words(name: str, words: object) -> tuple[str, ...]:
+    if not isinstance(words, list):
+        raise ConfigurationError(f"{name}: changes must be a list of words such as worker_memory_up")
+    for word in words:
+        try:
+            Change.from_word(word)
+        except (ValueError, AttributeError) as error:
+            raise ConfigurationError(f"{name}: {word!r} is not a change that a retry may make") from error
+    return tuple(words)
+
+
+def _member[Member: StrEnum](name: str, part: str, kind: type[Member], value: object) -> Member:
+    try:
+        return kind(str(value))
+    except ValueError as error:
+        raise ConfigurationError(f"{name}: `{part}` must be one of {[str(member) for member in kind]}") from error
+
+
+def _examples(name: str, entry: dict[str, Any]) -> Mapping[str, tuple[str, ...]]:
+    examples = entry.get("examples")
+    if not isinstance(examples, dict):
+        raise ConfigurationError(f"{name}: `examples` must hold `positive` and `negative` texts")
+    result = {}
+    for kind in ("positive", "negative"):
+        texts = examples.get(kind)
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise ConfigurationError(f"{name}: at least one {kind} example is needed")
+        result[kind] = tuple(texts)
+    return result

@@ -1,0 +1,317 @@
+"""From evidence to a diagnosis by knowledge alone: signatures of texts, tables of codes, and what the text tells
+about how often the same has failed before.
+
+Everything that fits is a finding; the finding with the highest rank decides. In this order: what somebody has already
+done about it, what is decisive wherever it stands, then the deepest cause before outer ones before the rest of the
+text, then codes, then nothing known: escalate. Texts are untrusted: words that address whoever reads them are cut out
+first, and what somebody has done about a failure counts only in lines that read like a status, not inside quoted data.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from shared.domain import Category, Change, DecisionKind, Diagnosis, Evidence, Symptoms
+from shared.triage import knowledge
+from shared.triage.knowledge import Effect, Signature, Verdict, Weight, Where
+
+DEFAULT_RULE = "default.escalate"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One rule that fired. `rank` is compared: higher decides."""
+
+    rule: str
+    verdict: Verdict
+    rank: tuple[float, int, float, int]
+    changes: tuple[Change, ...] = ()
+    repeated_changes: tuple[str, ...] = ()
+
+
+# Tiers of a rank. What somebody has done already comes before all; a code alone says less than any text.
+_HANDLED, _DECISIVE, _CAUSE, _SYMPTOM, _HINT, _CODE, _NOTHING = 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0
+_TIERS = {Weight.DECISIVE: _DECISIVE, Weight.CAUSE: _CAUSE, Weight.SYMPTOM: _SYMPTOM}
+
+# Places of a rank.
+_DEEPEST, _OUTER, _ELSEWHERE = 2, 1, 0
+
+_UNKNOWN = Verdict(
+    decision=DecisionKind.ESCALATE_EMAIL,
+    category=Category.UNKNOWN,
+    confidence=0.2,
+    why="No rule knows this failure; a person should look at it.",
+)
+
+
+def diagnose(symptoms: Symptoms, evidence: Evidence) -> Diagnosis:
+    """What the rules make of a failure. Never raises for any text; no rule fitting means: escalate, not sure."""
+    text = without_instructions(evidence.text)
+    lowered = text.lower()
+    findings = sorted(_findings(symptoms, evidence, text, lowered), key=lambda finding: finding.rank, reverse=True)
+    told = _circumstances(text, lowered)
+    best = findings[0]
+    decided, sentence, deciding = _under(best, told)
+    rules = dict.fromkeys((best.rule, *deciding, *(finding.rule for finding in findings[1:])))
+    return Diagnosis(
+        category=decided.verdict.category,
+        recommended=decided.verdict.decision,
+        reason=f"{decided.verdict.why}{sentence}",
+        confidence=decided.verdict.confidence,
+        rules=tuple(rules),
+        changes=decided.changes,
+    )
+
+
+# --- findings --------------------------------------------------------------------------------------------------------
+
+
+def _findings(symptoms: Symptoms, evidence: Evidence, text: str, lowered: str) -> Iterator[Finding]:
+    yield Finding(DEFAULT_RULE, _UNKNOWN, (_NOTHING, _ELSEWHERE, 0.0, 0))
+    yield from _of_signatures(symptoms, evidence, text, lowered)
+    yield from _of_termination(symptoms)
+    yield from _of_cluster_reason(symptoms, text)
+    yield from _of_conditions(evidence, text)
+    yield from _of_sqlstates(evidence)
+    yield from _of_exception(evidence)
+
+
+def _of_signatures(symptoms: Symptoms, evidence: Evidence, text: str, lowered: str) -> Iterator[Finding]:
+    status_text = ""
+    causes = "\n".join(evidence.causes)
+    for signature in knowledge.signatures():
+        searched = text
+        if signature.where is Where.STATUS:
+            status_text = status_text or _status_text(symptoms, text)
+            searched = status_text
+        elif signature.where is Where.CAUSE:
+            searched = causes
+        found = signature.pattern.search(searched, lowered)
+        if found is not None:
+            yield _finding(signature, found, searched, evidence)
+
+
+def _finding(signature: Signature, found: re.Match[str], text: str, evidence: Evidence) -> Finding:
+    verdict = signature.verdict
+    tier, place = _TIERS[signature.weight], _place(found, text, evidence)
+    if verdict.decision is DecisionKind.SKIP and signature.weight is Weight.DECISIVE:
+        tier = _HANDLED
+    elif tier < _DECISIVE and place == _ELSEWHERE and _is_below_error(text, found):
+        tier = _HINT
+    words = (word.format(**found.groupdict()) for word in verdict.change_words)
+    return Finding(
+        rule=signature.id,
+        verdict=verdict,
+        rank=(tier, place, verdict.confidence, found.start()),
+        changes=tuple(Change.from_word(word) for word in words),
+        repeated_changes=signature.repeated_changes,
+    )
+
+
+def _place(found: re.Match[str], text: str, evidence: Evidence) -> int:
+    """Whether a match stands in the deepest cause, in an outer one, or elsewhere in the text."""
+    lines = knowledge.lines_of_match(text, found)
+    if evidence.deepest_cause and evidence.deepest_cause in lines:
+        start = text.rfind("\n", 0, found.start()) + 1
+        if found.end() > start + lines.find(evidence.deepest_cause):
+            return _DEEPEST
+    return _OUTER if any(cause in lines for cause in evidence.causes) else _ELSEWHERE
+
+
+_LOW_LEVEL = re.compile(r"(?:^|[\s\[|])(?:WARN(?:ING)?|INFO|DEBUG)(?=[\s\]|:,]|$)")
+
+
+def _is_below_error(text: str, found: re.Match[str]) -> bool:
+    """A log record that is only a warning or less: the job went on after it."""
+    start = text.rfind("\n", 0, found.start()) + 1
+    return _LOW_LEVEL.search(text[start : min(found.start(), start + 120)]) is not None
+
+
+def _of_termination(symptoms: Symptoms) -> Iterator[Finding]:
+    tables = knowledge.codes()
+    for code, table in (
+        (symptoms.termination_code, tables.termination_codes),
+        (symptoms.termination_type, tables.termination_types),
+    ):
+        verdict = table.get(code or "")
+        if verdict is not None:
+            is_final = verdict.decision is DecisionKind.SKIP and verdict.confidence >= 0.9
+            tier = _HANDLED if is_final else _CODE
+            yield Finding(f"code.{code}", verdict, (tier, _ELSEWHERE, verdict.confidence, 0), _changes(verdict))
+
+
+_REASON_IN_TEXT = re.compile(
+    r"\b([A-Z][A-Z0-9_]{6,70})\b ?\((?:CLIENT_ERROR|CLOUD_FAILURE|SERVICE_FAULT|SUCCESS)\)"
+    r"|\b(?:[Rr]eason|reason_code|termination_reason|code)\b[\"']?[:= ]{1,3}[\"']?([A-Z][A-Z0-9_]{6,70})\b"
+)
+
+
+def _of_cluster_reason(symptoms: Symptoms, text: str) -> Iterator[Finding]:
+    table = knowledge.codes().cluster_reasons
+    named = [symptoms.cluster_reason_code or ""]
+    named += [first or second for first, second in _REASON_IN_TEXT.findall(text)]
+    for code in dict.fromkeys(named):
+        verdict = table.get(code)
+        if verdict is not None:
+            rank = (_CAUSE if verdict.confidence > 0.5 else _CODE, _OUTER, verdict.confidence, 0)
+            yield Finding(f"cluster.{code}", verdict, rank, _changes(verdict))
+
+
+_CONDITION = re.compile(r"\b[A-Z][A-Z0-9]{2,40}(?:_[A-Z0-9]{1,40}){1,12}\b")
+
+
+def _of_conditions(evidence: Evidence, text: str) -> Iterator[Finding]:
+    table = knowledge.codes().conditions
+    deepest = evidence.deepest_cause
+    named = [name.partition(".")[0] for name in evidence.error_classes]
+    named += _CONDITION.findall(text)
+    for name in dict.fromkeys(named):
+        verdict = table.get(name)
+        if verdict is not None:
+            place = _DEEPEST if name in deepest else _OUTER
+            rank = (_CAUSE if verdict.confidence > 0.5 else _CODE, place, verdict.confidence, 0)
+            yield Finding(f"condition.{name}", verdict, rank, _changes(verdict))
+
+
+def _of_sqlstates(evidence: Evidence) -> Iterator[Finding]:
+    tables = knowledge.codes()
+    for state in evidence.sqlstates:
+        verdict = tables.sqlstates.get(state) or tables.sqlstate_classes.get(state[:2])
+        if verdict is not None:
+            place = _DEEPEST if state in evidence.deepest_cause else _OUTER
+            rank = (_SYMPTOM if verdict.confidence > 0.5 else _CODE, place, verdict.confidence, 0)
+            yield Finding(f"sqlstate.{state}", verdict, rank, _changes(verdict))
+
+
+_TYPE = re.compile(r"(?:[A-Za-z_][\w$]{0,60}\.){0,12}([A-Z]\w{2,90})(?=:|\s|$)")
+
+
+def _of_exception(evidence: Evidence) -> Iterator[Finding]:
+    """The type of the deepest cause whose type is known: an outer one wraps it."""
+    table = knowledge.codes().exceptions
+    for place, cause in zip((_DEEPEST, _OUTER, _OUTER, _OUTER), reversed(evidence.causes), strict=False):
+        for name in _TYPE.findall(cause[:300]):
+            if name in table:
+                verdict = table[name]
+                yield Finding(f"exception.{name}", verdict, (_SYMPTOM, place, verdict.confidence, 0), _changes(verdict))
+                return
+
+
+def _changes(verdict: Verdict) -> tuple[Change, ...]:
+    return tuple(Change.from_word(word) for word in verdict.change_words)
+
+
+# --- circumstances ---------------------------------------------------------------------------------------------------
+
+
+def _circumstances(text: str, lowered: str) -> dict[Effect, str]:
+    """What the text tells about how often and how long this has failed: effect and the rule that saw it."""
+    told: dict[Effect, str] = {}
+    for circumstance in knowledge.circumstances():
+        if circumstance.effect not in told and circumstance.pattern.search(text, lowered):
+            told[circumstance.effect] = circumstance.id
+    return told
+
+
+_PASSES_WITH_INPUT = frozenset({Category.NOT_FOUND, Category.UNKNOWN})
+_UNSURE = 0.6
+
+
+def _under(best: Finding, told: dict[Effect, str]) -> tuple[Finding, str, tuple[str, ...]]:
+    """The finding as the circumstances leave it, a sentence that says why, and the rules that changed it."""
+    verdict = best.verdict
+    if verdict.decision is DecisionKind.RETRY and Effect.PERSISTENT in told:
+        rule = told[Effect.PERSISTENT]
+        if best.repeated_changes:
+            changes = tuple(Change.from_word(word) for word in best.repeated_changes)
+            changed = replace(verdict, decision=DecisionKind.RETRY_WITH_PARAMS)
+            return replace(best, verdict=changed, changes=changes), " It happens again and again.", (rule,)
+        return _decided(best, DecisionKind.ESCALATE_EMAIL), _SAID[Effect.PERSISTENT], (rule,)
+    if verdict.decision is DecisionKind.RETRY_WITH_PARAMS and Effect.CHANGE_TRIED in told:
+        return _decided(best, DecisionKind.ESCALATE_EMAIL), _SAID[Effect.CHANGE_TRIED], (told[Effect.CHANGE_TRIED],)
+    if verdict.decision is DecisionKind.ESCALATE_EMAIL and Effect.PERSISTENT not in told:
+        if verdict.category in _PASSES_WITH_INPUT and Effect.LATE_INPUT in told:
+            return _decided(best, DecisionKind.RETRY), _SAID[Effect.LATE_INPUT], (told[Effect.LATE_INPUT],)
+        if verdict.confidence < _UNSURE and Effect.PASSING in told:
+            return _decided(best, DecisionKind.RETRY), _SAID[Effect.PASSING], (told[Effect.PASSING],)
+    return best, "", ()
+
+
+_SAID = {
+    Effect.PERSISTENT: " It has failed this way before, so trying again would not help.",
+    Effect.CHANGE_TRIED: " The change that would help has already been tried.",
+    Effect.LATE_INPUT: " What it reads is only late, so a later attempt finds it.",
+    Effect.PASSING: " The same work mostly succeeds, so another attempt is worth it.",
+}
+
+
+def _decided(best: Finding, decision: DecisionKind) -> Finding:
+    return replace(best, verdict=replace(best.verdict, decision=decision), changes=())
+
+
+# --- untrusted text --------------------------------------------------------------------------------------------------
+
+_INSTRUCTION = re.compile(
+    r"\b(?:ignore|disregard|forget|override) (?:all |any |the |your )?(?:\w+ )?(?:previous|prior|above|earlier|other|instructions|rules)\b"
+    r"|\b(?:SYSTEM|ASSISTANT|DEVELOPER)(?: prompt| message| override)?: "
+    r"|\byou are (?:now )?(?:the |an? )?[\w -]{0,40}\b(?:agent|assistant|model|bot|triage|classifier)\b"
+    r"|\b(?:note|message|notice|hint|instructions?|attention|info)\b[ :]{1,2}(?:to|for) (?:the |any |all )?(?:\w+ )?"
+    r"(?:automation|automations|agents?|ai\b|assistants?|triage|bots?|llm|model|reviewer|operator|responder|classifier|robots?)\b"
+    r"|\b(?:automation|triage|agent|bot|assistant|llm)s?\b[:,] ?(?:please|set|do|must|should|choose|answer|retry|skip|escalate|mark)\b"
+    r"|\b(?:decision|verdict|recommend(?:ed|ation)|classification|label|action|category|answer)\b[\"']? ?(?:[:=]|must be|should be|is) ?"
+    r"[\"']?(?:RETRY|RETRY_WITH_PARAMS|ESCALATE(?:_EMAIL)?|SKIP)\b"
+    r"|\b(?:mark|treat|classify|label|report|record|answer|handle) (?:this|it|the (?:run|failure|error|job)|as)\b[^\n]{0,60}"
+    r"|\b(?:please|must|should|always|just|only|kindly|to be|shall) (?:be )?(?:retry|repair|skip|escalate|rerun|re-run|skipped|retried|escalated|ignored)\b"
+    r"|\b(?:do not|don't|never|no need to) (?:retry|repair|escalate|page|alert|skip|e-?mail|notify|wake|rerun|restart)\b"
+    r"|\b(?:rerun|retry|repair|restart) with (?:[\w:.]+_up|availability_on_demand|more_|other_|spark_conf|param)\w*"
+    r"|<\|?/?(?:system|im_start|im_end|instructions?)\|?>",
+    re.IGNORECASE,
+)
+
+
+def without_instructions(text: str) -> str:
+    """The text with everything cut out that addresses whoever reads it: the quoted string it stands in, or the rest
+    of its line. An error never tells its reader what to decide.
+    """
+    if not _INSTRUCTION.search(text):
+        return text
+    return "\n".join(_without_instruction(line) for line in text.split("\n"))
+
+
+def _without_instruction(line: str) -> str:
+    found = _INSTRUCTION.search(line)
+    if found is None:
+        return line
+    start = max(line.rfind(quote, 0, found.start()) for quote in "\"'`(")
+    quote = line[start : start + 1].replace("(", ")")
+    end = line.find(quote, found.end()) if start >= 0 else -1
+    if end >= 0:
+        return line[: start + 1] + _without_instruction(line[end:])
+    return line[: found.start()]
+
+
+_PLATFORM_RECORD = re.compile(
+    r"\b(?:update_progress|flow_progress|user_action|create_update|pipeline_progress|maintenance_progress|taskinstance"
+    r"|airflow|scheduler|dagster|prefect|orchestrator|controller|data ?factory|adf|databricks|job[_ ]?run|jobs?|audit)\b",
+    re.IGNORECASE,
+)
+_STATUS_KEY = (
+    r"\"(?:state_message|message|result_state|life_cycle_state|state|status|reason|error|error_message|details|code"
+    r"|cause|termination_code|status_message|statusMessage|errorMessage|description)\" ?: ?"
+)
+_QUOTED = re.compile(rf"({_STATUS_KEY})?(\"[^\"\n]{{0,2000}}\"|(?<![\w])'[^'\n]{{0,2000}}'(?!\w))")
+
+
+def _status_text(symptoms: Symptoms, text: str) -> str:
+    """What the platform or a scheduler said: no log records of the job itself, no quoted data."""
+    lines = [symptoms.state_message]
+    for line in text.split("\n"):
+        is_platform = _PLATFORM_RECORD.search(line[:160]) is not None
+        if not is_platform and _LOW_LEVEL.search(line[:120]):
+            continue
+        lines.append(line if is_platform or ('"' not in line and "'" not in line) else _QUOTED.sub(_unquoted, line))
+    return "\n".join(lines)
+
+
+def _unquoted(found: re.Match[str]) -> str:
+    return found.group() if found.group(1) else " "

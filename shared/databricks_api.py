@@ -182,7 +182,7 @@ class WorkspaceApi:
                 credentials_strategy=strategy,
                 # Set, so that variables of other kinds of sign-in in the environment are no conflict.
                 auth_type=strategy.auth_type(),
-                  # else a profile in ~/.databrickscfg could be read
+                config_file="/nonexistent",  # else a profile in ~/.databrickscfg could be read
                 http_timeout_seconds=self._settings.databricks_timeout_seconds,
                 # A new Config asks the host about itself and goes on without an answer, but only after this time.
                 retry_timeout_seconds=METADATA_RETRY_SECONDS,

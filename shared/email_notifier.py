@@ -4,7 +4,11 @@ The client's own retries are off: the service answers 429 with the time to wait,
 sleeping function (an Azure-managed domain may send 5 mails a minute and 10 an hour; failed tries count too).
 """
 
+import base64
+import binascii
 import logging
+import math
+import re
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
@@ -13,9 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.domain import Attempt, DecisionKind, EscalationMail, Json
+from shared.domain import Attempt, ChangeKind, Decision, DecisionKind, EscalationMail, Json, Mode
 from shared.errors import (
     AgentError,
+    ConfigurationError,
     NotAuthorisedError,
     OutcomeUnknownError,
     PermanentError,
@@ -27,6 +32,8 @@ from shared.triage.redaction import redact
 
 if TYPE_CHECKING:
     from azure.communication.email import EmailClient
+    from azure.core.credentials import TokenCredential
+    from azure.core.exceptions import AzureError
     from jinja2 import Environment
 
 logger = logging.getLogger(__name__)
@@ -38,17 +45,23 @@ OPERATIONS = uuid.UUID("5f0b8f8e-6f1d-4c56-9c39-0a4d0f3f1b7e")
 
 API_VERSION = "2025-09-01"
 MAX_MAIL_EXCERPT = 8_000
+MAX_SUBJECT = 200
+WEB_ADDRESS = re.compile(r"https?://[^\s<>\"'`\\]+")
 
 
 class EmailNotifier:
-    """Sends mail. Raises this app's own errors only."""
+    """Sends mail. Raises this app's own errors only.
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    `credential` is the Entra credential where there is no access key; by default the app's managed identity.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, credential: "TokenCredential | None" = None) -> None:
         if settings is None:
             from shared.bootstrap import current_settings
 
             settings = current_settings()
         self._settings = settings
+        self._credential = credential
         self._lock = threading.Lock()
         self._client_or_none: EmailClient | None = None
 
@@ -62,12 +75,12 @@ class EmailNotifier:
 
     def was_accepted(self, key: str) -> bool:
         """Ask the service whether it knows the operation of an earlier send."""
-        return self._operation_status(operation_id(key)) is not None
+        return self._is_known(operation_id(key))
 
     def check(self) -> None:
         """Raise where the service cannot be reached, refuses the identity, or settings are missing. Sends nothing."""
         self._settings.require(("acs_endpoint",), ("sender_email",))
-        self._operation_status(str(uuid.uuid4()))
+        self._is_known(str(uuid.uuid4()))
 
     def test_connection(self) -> bool:
         """Whether mail could be sent; why not is logged. Sends nothing."""
@@ -78,17 +91,17 @@ class EmailNotifier:
             return False
         return True
 
-    def _operation_status(self, operation: str) -> str | None:
-        """The status of a send operation, None where the service knows none (404)."""
+    def _is_known(self, operation: str) -> bool:
+        """Whether the service knows a send operation: 200, or 404 where it does not."""
         from azure.core.rest import HttpRequest
 
-        url = f"{self._settings.acs_endpoint.rstrip('/')}/emails/operations/{operation}?api-version={API_VERSION}"
+        request = HttpRequest("GET", f"/emails/operations/{operation}", params={"api-version": API_VERSION})
         with translated("e-mail operation", is_write=False):
-            response = self._client().send_request(HttpRequest("GET", url))
+            response = self._client().send_request(request)
             if response.status_code == 404:
-                return None
+                return False
             response.raise_for_status()
-            return str(response.json().get("status", ""))
+            return True
 
     def _client(self) -> "EmailClient":
         with self._lock:
@@ -101,21 +114,37 @@ class EmailNotifier:
         from azure.core.credentials import AzureKeyCredential
 
         self._settings.require(("acs_endpoint",), ("sender_email",))
+        key, endpoint = self._settings.acs_access_key, self._settings.acs_endpoint
         credential: Any
-        if self._settings.acs_access_key:
-            credential = AzureKeyCredential(self._settings.acs_access_key)
+        if key:
+            check_is_base64(key)
+            credential = AzureKeyCredential(key)
         else:
-            from azure.identity import DefaultAzureCredential
-
-            credential = DefaultAzureCredential(managed_identity_client_id=self._settings.azure_client_id or None)
+            check_is_encrypted(endpoint)
+            credential = self._credential or self._identity()
         seconds = self._settings.acs_timeout_seconds
-        return EmailClient(
-            self._settings.acs_endpoint,
-            credential,
-            retry_total=0,
-            connection_timeout=seconds,
-            read_timeout=seconds,
-        )
+        return EmailClient(endpoint, credential, retry_total=0, connection_timeout=seconds, read_timeout=seconds)
+
+    def _identity(self) -> "TokenCredential":
+        from azure.identity import DefaultAzureCredential
+
+        return DefaultAzureCredential(managed_identity_client_id=self._settings.azure_client_id or None)
+
+
+def check_is_base64(access_key: str) -> None:
+    """Raise ConfigurationError for a key that no request can be signed with; the key itself is not shown."""
+    try:
+        base64.b64decode(access_key)
+    except (binascii.Error, ValueError):
+        names = ("ACS_ACCESS_KEY",)
+        raise ConfigurationError("ACS_ACCESS_KEY is not base64: copy the whole access key", names=names) from None
+
+
+def check_is_encrypted(endpoint: str) -> None:
+    """Raise ConfigurationError for plain http, over which azure-core sends no token."""
+    if endpoint.lower().startswith("http://"):
+        names = ("ACS_ENDPOINT", "ACS_ACCESS_KEY")
+        raise ConfigurationError("ACS_ENDPOINT must be https where no ACS_ACCESS_KEY is set", names=names)
 
 
 def operation_id(key: str) -> str:
@@ -128,7 +157,7 @@ def message_of(mail: EscalationMail, *, sender: str) -> Json:
     subject, text, html = render(mail)
     return {
         "senderAddress": sender,
-        "recipients": {"to": [{"address": address} for address in mail.recipients]},
+        "recipients": {"to": [{"address": address} for address in dict.fromkeys(mail.recipients)]},
         "content": {"subject": subject, "plainText": text, "html": html},
         "headers": {
             KEY_HEADER: mail.key,
@@ -141,22 +170,28 @@ def message_of(mail: EscalationMail, *, sender: str) -> Json:
 
 
 def render(mail: EscalationMail) -> tuple[str, str, str]:
-    """Subject, text and HTML. Everything that came from a run or a job is escaped in the HTML part, and redacted."""
+    """Subject, text and HTML. What came from a run or a job is redacted, made printable, and escaped in the HTML."""
     decision = mail.decision
     headline = headline_of(mail)
+    needed_mode = Mode.FULL if decision.decision is DecisionKind.RETRY_WITH_PARAMS else Mode.RETRY
     context: Mapping[str, object] = {
-        "mail": mail,
         "headline": headline,
+        "reason": one_line(decision.reason),
         "job": one_line(mail.job_name) + (f" ({mail.job_id})" if mail.job_id else ""),
+        "run_id": mail.run_id,
+        "workspace": one_line(mail.workspace),
+        "cause": one_line(decision.cause),
         "category": str(decision.category).replace("_", " "),
         "confidence": f"{decision.confidence:.0%}",
         "failed_at": f"{mail.failed_at:%Y-%m-%d %H:%M} UTC" if mail.failed_at else "",
-        "link": mail.page_url if mail.page_url.startswith(("https://", "http://")) else "",
-        "suggestions": [suggestion_of(word) for word in (decision.suggested_params or {})]
-        or (["Repair the run as it is."] if decision.recommended is DecisionKind.RETRY else []),
+        "link": mail.page_url if WEB_ADDRESS.fullmatch(mail.page_url) else "",
+        "suggestions": suggestions_of(decision),
+        "not_carried_out_why": one_line(decision.not_carried_out_why),
+        "needed_mode": str(needed_mode) if mail.kind == "suggestion" else "",
         "attempts": [attempt_line(attempt) for attempt in mail.attempts],
         "rules": ", ".join(decision.rules),
-        "excerpt": redact(decision.excerpt)[:MAX_MAIL_EXCERPT] or "(there was none)",
+        "fingerprint": decision.fingerprint,
+        "excerpt": excerpt_of(decision),
     }
     environment = templates()
     text = environment.get_template("escalation.txt.j2").render(context)
@@ -181,11 +216,27 @@ def headline_of(mail: EscalationMail) -> str:
     what = "Suggestion" if mail.kind == "suggestion" else "Needs a person"
     if mail.kind == "escalation" and mail.attempts:
         what = f"Failed again after {len(mail.attempts)} {'retry' if len(mail.attempts) == 1 else 'retries'}"
-    return one_line(f"[Databricks] {what}: {mail.job_name} – {redact(mail.decision.cause)}")[:200]
+    return one_line(f"[Databricks] {what}: {mail.job_name} – {mail.decision.cause}")[:MAX_SUBJECT]
 
 
 def one_line(text: str) -> str:
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    """The text without secrets, line breaks and control characters: fit for a subject or one row of a table."""
+    return " ".join(printable(redact(text)).split())
+
+
+def excerpt_of(decision: Decision) -> str:
+    """The error as it is shown: without secrets and control characters, cut at the end of a line."""
+    lines = printable(redact(decision.excerpt)).strip()
+    if len(lines) > MAX_MAIL_EXCERPT:
+        kept = lines[:MAX_MAIL_EXCERPT]
+        lines = f"{kept.rpartition('\n')[0] or kept}\n…"
+    return lines or "(there was none)"
+
+
+def printable(text: str) -> str:
+    """Spaces for control characters, characters that reorder text, and lone surrogates, which no mail can carry."""
+    lines = ("".join(c if c.isprintable() or c == "\t" else " " for c in line) for line in text.splitlines())
+    return "\n".join(lines)
 
 
 def attempt_line(attempt: Attempt) -> str:
@@ -207,49 +258,73 @@ SUGGESTIONS: Mapping[str, str] = {
 }
 
 
-def suggestion_of(word: str) -> str:
-    kind, _, name = word.partition(":")
-    if kind == "spark_conf":
-        return f"Change the Spark setting {name}."
-    if kind == "param":
-        return f"Change the job parameter {name}."
-    return SUGGESTIONS.get(word, word)
+def suggestions_of(decision: Decision) -> list[str]:
+    """What would probably help, one sentence each."""
+    changes = decision.suggested_params or {}
+    if not changes and decision.recommended is DecisionKind.RETRY:
+        return ["Repair the run as it is."]
+    return [suggestion_of(word, value) for word, value in changes.items()]
+
+
+def suggestion_of(word: str, value: str) -> str:
+    """A change (`Change.word` and its value, "" where it is left open) as a sentence."""
+    kind, _, name = one_line(word).partition(":")
+    to_value = f" to {one_line(value)}" if value else ""
+    if kind == ChangeKind.SPARK_CONF:
+        return f"Change the Spark setting {name}{to_value}."
+    if kind == ChangeKind.PARAM:
+        return f"Change the job parameter {name}{to_value}."
+    return SUGGESTIONS.get(kind, kind)
 
 
 @contextmanager
 def translated(what: str, *, is_write: bool) -> Iterator[None]:
-    """Vendor errors as this app's own. A write without an answer is doubtful: it may have been accepted."""
-    from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
+    """Vendor errors as this app's own."""
+    from azure.core.exceptions import AzureError
 
     try:
         yield
-    except ServiceRequestError as error:  # nothing was sent
-        raise TransientError(f"{what}: the e-mail service cannot be reached") from error
-    except ServiceResponseError as error:  # sent, no answer
-        if is_write:
-            raise OutcomeUnknownError(f"{what}: no answer from the e-mail service") from error
-        raise TransientError(f"{what}: no answer from the e-mail service") from error
-    except HttpResponseError as error:
-        raise from_status(what, error, is_write=is_write) from error
+    except AzureError as error:
+        raise from_vendor(what, error, is_write=is_write) from error
 
 
-def from_status(what: str, error: Any, *, is_write: bool) -> AgentError:  # noqa: ANN401 - HttpResponseError, lazily imported
-    status = error.status_code or 0
-    code = getattr(getattr(error, "error", None), "code", "") or ""
-    if status == 429:
-        return ThrottledError(f"{what}: too many mails", retry_after_seconds=retry_after(error.response))
-    if status in (401, 403):
-        return NotAuthorisedError(f"{what}: the e-mail service refused the identity ({status} {code})")
-    if status == 503:
-        return TransientError(f"{what}: the e-mail service is unavailable")
-    if status >= 500 or status == 408:
-        kind = OutcomeUnknownError if is_write else TransientError
-        return kind(f"{what}: the e-mail service answered {status}")
-    return PermanentError(f"{what}: the e-mail service answered {status} {code}; check sender and recipients")
+def from_vendor(what: str, error: "AzureError", *, is_write: bool) -> AgentError:
+    """This app's error for one of azure-core's. A write without a clear answer may have been accepted all the same."""
+    from azure.core.exceptions import (
+        ClientAuthenticationError,
+        DecodeError,
+        HttpResponseError,
+        ServiceRequestError,
+        ServiceResponseError,
+    )
+
+    unanswered = OutcomeUnknownError if is_write else TransientError
+    match error:
+        case ClientAuthenticationError():
+            return NotAuthorisedError(f"{what}: the e-mail service refused the identity, or there is none")
+        case ServiceRequestError():  # nothing was sent
+            return TransientError(f"{what}: the e-mail service cannot be reached")
+        case ServiceResponseError() | DecodeError():  # sent; no answer, or half of one
+            return unanswered(f"{what}: no answer from the e-mail service")
+        case HttpResponseError(status_code=429):
+            return ThrottledError(f"{what}: too many mails", retry_after_seconds=retry_after(error.response))
+        case HttpResponseError(status_code=401 | 403 as status):
+            return NotAuthorisedError(f"{what}: the e-mail service refused the identity ({status})")
+        case HttpResponseError(status_code=503):
+            return TransientError(f"{what}: the e-mail service is unavailable")
+        case HttpResponseError(status_code=int(status)) if 400 <= status < 500 and status != 408:
+            code = error.error.code if error.error else "no code"
+            return PermanentError(f"{what}: the e-mail service answered {status} ({code}); check sender and recipients")
+        case HttpResponseError(status_code=status):
+            return unanswered(f"{what}: the e-mail service answered {status}")
+        case _:
+            return PermanentError(f"{what}: {type(error).__name__}")
 
 
 def retry_after(response: Any) -> float | None:  # noqa: ANN401 - a vendor response
+    """The seconds of a Retry-After header, or None where there is none that is a number of seconds."""
     try:
-        return float(response.headers["Retry-After"])
+        seconds = float(response.headers["Retry-After"])
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
+    return seconds if 0 <= seconds < math.inf else None

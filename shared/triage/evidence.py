@@ -6,6 +6,7 @@ so the cost is linear in the size of the log; no expression has an unbounded qua
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
@@ -262,8 +263,6 @@ def _words_in(lines: list[str]) -> dict[int, set[str]]:
 
 
 def _mark(text: str, word: str, starts: list[int], found: dict[int, set[str]]) -> None:
-    from bisect import bisect_right
-
     position = text.find(word)
     while position >= 0:
         index = bisect_right(starts, position) - 1
@@ -367,24 +366,51 @@ def _is_exception_line(line: str) -> bool:
     return name.endswith(_EXCEPTION_ENDS) or ("." in name and name.rpartition(".")[2][:1].isupper())
 
 
+_SAYS_NOTHING = re.compile(
+    r"(?:.{0,80}Job aborted(?: due to stage failure)?[.:]? ?(?:Task \d+ in stage [\d.]{1,12} failed \d+ times)?[,.;]?"
+    r"|.{0,80}aborting job|.{0,60}An error occurred while calling \S{1,60}|.{0,60}\d+ flows failed to resolve\b.{0,100}"
+    r"|.{0,60}returned non-zero exit status \d+\.?|.{0,60}Update \w{1,40} is FAILED\.?\"?|Workload failed, see run output.{0,200}"
+    r"|.{0,60}Encountered an error:?|(?:Runtime|Database|Compilation) Error|.{0,80}terminated with error"
+    r"|.{0,60}PythonException: Traceback \(most recent call last\):|Traceback.{0,60}|.{0,60}due to upstream failure.{0,40}"
+    r"|(?:Error|Please|During|The above|See|Check|Refer to|Last) .{0,200}|.{0,200}Exception in task .{0,80}"
+    r"|run failed with error message|.{0,60}error message:?|\S{1,120}(?:Exception|Error)[\s:]{0,60}(?:Traceback.{0,60})?)$",
+    re.IGNORECASE,
+)
+_REMARK = re.compile(r"\[[a-z][\w .,\-]{1,60}\]|(?:parent|child|active|newer|next) (?:run|update)\b|last |iteration \d|refresh history")
+
+
 def _causes(lines: list[str]) -> tuple[str, ...]:
     """One-line causes, outermost first. Python prints the root first ("direct cause of the following"), Java last."""
     blocks: list[list[str]] = [[]]
-    for line in lines:
+    for line, following in pairwise([*lines, ""]):
         stripped = line.strip()
         if stripped.startswith(_SAYS_CHAIN):
             blocks.append([])
-        elif _is_exception_line(stripped) or "most recent failure" in stripped or "Caused by" in stripped:
+        elif "most recent failure" in stripped or "Caused by" in stripped or _is_exception_line(stripped):
+            if stripped.endswith(":") and not stripped.endswith("last):"):  # the message stands on the next line
+                stripped = f"{stripped} {following.strip()}"
             blocks[-1].extend(_unwrapped(stripped))
     causes = [cause for block in reversed(blocks) for cause in block]
-    if not causes:
-        ranked = _ranks(lines, keep_everything=True)
-        causes = [line.strip() for rank, line in zip(ranked, lines, strict=True) if rank >= _ALARM][-1:]
-        causes = causes or [line.strip() for line in lines if line.strip()][-1:]
+    if all(_SAYS_NOTHING.match(cause) for cause in causes):
+        causes += _told_causes(lines)
     distinct = [cause for cause, following in pairwise([*causes, ""]) if cause != following]
     if len(distinct) > MOST_CAUSES:
         distinct = distinct[: MOST_CAUSES // 2] + distinct[-MOST_CAUSES // 2 :]
     return tuple(distinct)
+
+
+def _told_causes(lines: list[str]) -> list[str]:
+    """Where no exception says why: the line with an error class, else the first of the loudest lines that says anything."""
+    telling = [
+        (rank, line.strip())
+        for rank, line in zip(_ranks(lines, keep_everything=True), lines, strict=True)
+        if rank and line.strip() and not _SAYS_NOTHING.match(line.strip()) and not _REMARK.match(line.strip())
+    ]
+    with_class = [line for _, line in telling if _ERROR_CLASS.search(line)]
+    if with_class:
+        return with_class[-1:]
+    loud = [line for rank, line in telling if rank >= _ALARM] or [line for _, line in telling]
+    return (loud or [line.strip() for line in lines if line.strip()])[:1]
 
 
 def _unwrapped(line: str) -> list[str]:

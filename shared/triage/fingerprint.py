@@ -46,9 +46,10 @@ _VARIABLE = re.compile(
     r"|\bErrno |exit(?:ed)?(?: with)?(?: exit)? (?:code|status) ?|->) ?\(?-?\d{1,6}\b|\b[45]\d\d (?=[A-Z][a-z]+))"
     r"|(?P<url>\b[a-z][a-z0-9+.\-]{1,20}://[^\s'\"<>|,;)\]}]{1,600})"
     r"|(?P<marker>\[redacted:[a-z\-]{1,30}\](?::\d+)?)"
-    r"|(?P<id>\b[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}\b"
+    r"|(?P<id>part-\d{3,6}[\w.\-]{0,120}"
+    r"|(?<![0-9a-fA-F])[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}(?![0-9a-fA-F])"
     r"|\b0x[0-9a-fA-F]{2,16}\b|@[0-9a-f]{5,16}\b|\b\d{4}-\d{6}-[a-z0-9]{8}\b|#\d+\w?"
-    r"|\b(?=[a-f]{0,40}\d)[0-9a-f]{6,64}\b)"
+    r"|\b(?=[a-f]{0,40}\d)[0-9a-f]{6,64}\b|\b\d[0-9]{0,8}[a-f][0-9a-f]{1,8}\b)"
     r"|(?P<number>(?<![A-Za-z_\d])-?\d+(?:[.,:/\-T]\d+)*(?:[eE][+\-]?\d+)?(?: ?(?:[KMGT]i?B|bytes|ms|secs?|seconds|s|min|minutes|h|hours|%)\b)?)"
     r"|(?P<tail>(?<=[A-Za-z_])\d{3,})"
 )
@@ -64,6 +65,11 @@ _HOST = re.compile(
     re.IGNORECASE,
 )
 _NAMED = re.compile(r"`[^`\n]{1,120}`(?:\.`[^`\n]{1,120}`){0,3}|'[A-Za-z_][\w.\-]{1,120}'|\b\w{1,60}\.\w{1,60}\.\w{1,60}\b")
+_REMOTE = re.compile(
+    r"connect|timed? ?out|refused|http|unavailable|reset|resol|unauthori[sz]ed|forbidden|ssl|certificate|request|gateway|"
+    r"communications link|socket|throttl|too many",
+    re.IGNORECASE,
+)
 _WORD = re.compile(r"[A-Za-z]{3,}")
 _TYPE = re.compile(r"^(?:[\w$]{1,60}\.){0,12}[\w$]{1,90}(?:exception|error|interrupt|timeout)?:? ?", re.IGNORECASE)
 _FEW_WORDS = 6
@@ -87,7 +93,7 @@ def normalise(line: str) -> str:
     line = _TAILS.sub(" ", line)
     line = _VARIABLE.sub(_constant, line)
     line = _REPEATED.sub("#", line)
-    return _SPACES.sub(" ", line).strip(" .,:;-'\"").lower()
+    return _SPACES.sub(" ", line).strip(" .,:;-").lower()
 
 
 def _unwrapped(line: str) -> str:
@@ -145,19 +151,14 @@ def _is_general(cause: str) -> bool:
 
 
 def _what_it_was_about(evidence: Evidence) -> list[str]:
-    """The remote services named next to a general cause, else the objects: these make two causes of the same words differ."""
-    hosts = _in_order(
-        _constant_host(next(filter(None, found.groups()))) for line in evidence.causes for found in _HOST.finditer(line[:_MATCHED_LENGTH])
-    )
-    hosts = hosts or _in_order(
-        _constant_host(next(filter(None, found.groups()))) for found in _HOST.finditer(evidence.excerpt)
-    )
-    if hosts:
-        return hosts
-    return _in_order(
-        name.lower() for line in evidence.causes for name in _NAMED.findall(normalise(line))
-    )
+    """What makes two causes of the same few words differ: the remote service of a failed call, else the objects named."""
+    if _REMOTE.search(evidence.deepest_cause):
+        hosts = _hosts(evidence.causes) or _hosts(evidence.excerpt.split("\n"))
+        if hosts:
+            return hosts
+    return sorted({name.lower() for cause in evidence.causes for name in _NAMED.findall(normalise(cause))})
 
 
-def _in_order(values: Iterable[str]) -> list[str]:
-    return sorted(set(values))
+def _hosts(lines: Iterable[str]) -> list[str]:
+    found = (match.groups() for line in lines for match in _HOST.finditer(line[:_MATCHED_LENGTH]))
+    return sorted({_constant_host(next(filter(None, groups))) for groups in found})

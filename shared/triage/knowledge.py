@@ -6,7 +6,7 @@ A pattern runs only where one of its `keywords` (literals, lower case) occurs, s
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -56,16 +56,12 @@ class Pattern:
     expression: re.Pattern[str]
     unless: re.Pattern[str] | None
 
-    def search(self, text: str, lowered: str) -> re.Match[str] | None:
-        """First match in a line that `unless` does not match; `lowered` is `text.lower()`."""
-        if not any(keyword in lowered for keyword in self.keywords):
-            return None
-        if self.unless is None:
-            return self.expression.search(text)
-        for found in self.expression.finditer(text):
-            if not self.unless.search(lines_of_match(text, found)):
-                return found
-        return None
+    def matches(self, text: str, lowered: str) -> Iterator[re.Match[str]]:
+        """Matches in lines that `unless` does not match; `lowered` is `text.lower()`."""
+        if any(keyword in lowered for keyword in self.keywords):
+            for found in self.expression.finditer(text):
+                if self.unless is None or not self.unless.search(lines_of_match(text, found)):
+                    yield found
 
 
 @dataclass(frozen=True, slots=True)

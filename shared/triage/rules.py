@@ -10,12 +10,16 @@ first, and what somebody has done about a failure counts only in lines that read
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from shared.domain import Category, Change, DecisionKind, Diagnosis, Evidence, Symptoms
 from shared.triage import knowledge
 from shared.triage.knowledge import Effect, Signature, Verdict, Weight, Where
 
 DEFAULT_RULE = "default.escalate"
+
+MOST_MATCHES = 8
+"""Matches of one signature that are looked at, to find the one in the deepest cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +90,10 @@ def _of_signatures(symptoms: Symptoms, evidence: Evidence, text: str, lowered: s
             searched = status_text
         elif signature.where is Where.CAUSE:
             searched = causes
-        found = signature.pattern.search(searched, lowered)
-        if found is not None:
-            yield _finding(signature, found, searched, evidence)
+        matches = islice(signature.pattern.matches(searched, lowered), MOST_MATCHES)
+        findings = [_finding(signature, found, searched, evidence) for found in matches]
+        if findings:
+            yield max(findings, key=lambda finding: finding.rank)
 
 
 def _finding(signature: Signature, found: re.Match[str], text: str, evidence: Evidence) -> Finding:
@@ -208,7 +213,7 @@ def _circumstances(text: str, lowered: str) -> dict[Effect, str]:
     """What the text tells about how often and how long this has failed: effect and the rule that saw it."""
     told: dict[Effect, str] = {}
     for circumstance in knowledge.circumstances():
-        if circumstance.effect not in told and circumstance.pattern.search(text, lowered):
+        if circumstance.effect not in told and any(circumstance.pattern.matches(text, lowered)):
             told[circumstance.effect] = circumstance.id
     return told
 

@@ -143,8 +143,9 @@ def test_a_renewed_lock_lasts_from_the_renewal(clock: FakeClock) -> None:
     assert queue.renew(token) == clock.now + 60
 
     clock.advance(59)
-    queue.complete(token)
-    assert where(queue) == {}
+    assert where(queue) == {"locked": 1}
+    clock.advance(1)
+    assert where(queue) == {"active": 1}
 
 
 @pytest.mark.parametrize("failure", ["abandon", "lock ends"])
@@ -176,6 +177,32 @@ def test_a_dead_letter_queue_is_a_queue_without_a_delivery_limit(clock: FakeCloc
 
     assert message.dead_letter == {"DeadLetterReason": "Broken", "DeadLetterErrorDescription": "no such run"}
     assert message.delivery_count == 5
+
+
+def test_dead_lettering_in_a_dead_letter_queue_keeps_the_message_there(clock: FakeClock) -> None:
+    queue = queue_with(clock)
+    queue.send(Content(body=b"x"))
+    queue.dead_letter(lock_of(queue), "Broken", None)
+    dead = dead_letters(queue)
+
+    dead.dead_letter(lock_of(dead), "Looked at", None)
+
+    message = received(dead)
+    assert (message.content.body, message.dead_letter) == (b"x", {"DeadLetterReason": "Looked at"})
+
+
+def test_a_deferred_message_that_is_dead_lettered_is_no_longer_deferred(clock: FakeClock) -> None:
+    queue = queue_with(clock)
+    number = queue.send(Content(body=b"x"))
+    queue.defer(lock_of(queue))
+    [message] = queue.receive_deferred([number])
+    assert message.lock_token
+    queue.dead_letter(message.lock_token, "Broken", None)
+    dead = dead_letters(queue)
+
+    dead.abandon(lock_of(dead))
+
+    assert received(dead).content.body == b"x"
 
 
 def test_a_scheduled_message_waits_for_its_time(clock: FakeClock) -> None:
@@ -382,11 +409,11 @@ class NothingIsLost(RuleBasedStateMachine):
             self.seen[message_id] = self.clock.now
         self.unsettled.add(body)
 
-    @rule(from_dead_letters=st.booleans())
-    def receive(self, from_dead_letters: bool) -> None:
-        queue = dead_letters(self.queue) if from_dead_letters else self.queue
-        if message := queue.receive():
-            self.hold(queue, message)
+    @rule()
+    def receive_from_both_queues(self) -> None:
+        for queue in (self.queue, dead_letters(self.queue)):
+            if message := queue.receive():
+                self.hold(queue, message)
 
     @rule()
     def receive_deferred(self) -> None:
@@ -407,6 +434,14 @@ class NothingIsLost(RuleBasedStateMachine):
         else:
             SETTLEMENTS[settlement](queue, token)
             self.unsettled -= {body} if settlement == "complete" else set()
+
+    @precondition(lambda self: self.locks)
+    @rule(data=st.data())
+    def renew(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len(self.locks) - 1))
+        queue, token, body, until = self.locks[index]
+        if until > self.clock.now:
+            self.locks[index] = (queue, token, body, queue.renew(token))
 
     @rule()
     def cancel_scheduled(self) -> None:
@@ -438,7 +473,7 @@ class NothingIsLost(RuleBasedStateMachine):
 
 
 TestNothingIsLost = NothingIsLost.TestCase
-TestNothingIsLost.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+TestNothingIsLost.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 
 
 SIMPLE_VALUES = (

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,7 +140,11 @@ class FakeCredential:
     ],
 )
 def test_ways_to_sign_in(
-    sign_in: tuple[str, list[web.Request]], monkeypatch: pytest.MonkeyPatch, changes: Json, authorization: str
+    sign_in: tuple[str, list[web.Request]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    changes: Json,
+    authorization: str,
 ) -> None:
     url, seen = sign_in
     for name in (
@@ -150,7 +155,10 @@ def test_ways_to_sign_in(
         "DATABRICKS_PASSWORD",
     ):
         monkeypatch.setenv(name, "stray")
-    monkeypatch.setenv("DATABRICKS_CONFIG_PROFILE", "stray")
+    stray = tmp_path / "databrickscfg"
+    stray.write_text("[stray]\nhost = https://stray.example\nazure_client_id = stray\n")
+    monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(stray))
+    monkeypatch.setenv("DATABRICKS_CONFIG_PROFILE", "no such profile")
     settings = settings_for(url, **{"databricks_token": ""} | changes)
 
     WorkspaceApi(url, settings, FakeCredential(), FakeClock()).get(READ, {})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from agent.output import ExitCode, exit_code_of, messages, print_json, print_table, reported_errors
@@ -38,7 +39,12 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="One JSON object 
     else:
         table = Table("", "Connection", "Detail", "What to do")
         for result in results:
-            table.add_row("[green]ok[/green]" if result.ok else "[red]no[/red]", result.name, result.detail, result.fix)
+            table.add_row(
+                "[green]ok[/green]" if result.ok else "[red]no[/red]",
+                result.name,
+                escape(result.detail),
+                escape(result.fix),
+            )
         print_table(table)
     raise typer.Exit(min((r.code for r in results if not r.ok), default=ExitCode.AS_EXPECTED))
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from agent.local_run import ExpectedRun, Observer, RunRow, duplicates, expected_runs, refused
@@ -59,7 +60,7 @@ def demo(
         print_table(table_of(rows))
         messages.print(f"{len(rows)} runs in {seconds} s · {twice} done twice · {len(mails)} mails:")
         for mail in mails:
-            messages.print(f"  {mail}", highlight=False)
+            messages.print(f"  {mail}", highlight=False, soft_wrap=True)
     as_expected = all(row.as_expected for row in rows) and twice == 0
     raise typer.Exit(ExitCode.AS_EXPECTED if as_expected else ExitCode.EXPECTATION_FAILED)
 
@@ -95,7 +96,7 @@ def table_of(rows: list[RunRow]) -> Table:
         table.add_row(
             str(row.run_id),
             row.job,
-            row.cause[:60],
+            escape(row.cause[:60]),
             row.decision,
             str(row.attempts),
             f"[{style}]{row.outcome}[/{style}]",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from agent.output import messages, print_json, print_table, reported_errors
@@ -70,7 +71,7 @@ def show(analysis: Analysis) -> None:
     table.add_row("Decision", f"[bold]{decision['decision']}[/bold]")
     if decision["recommended"] != decision["decision"]:
         table.add_row("Recommended", decision["recommended"])
-    table.add_row("Reason", decision["reason"])
+    table.add_row("Reason", escape(decision["reason"]))
     table.add_row("Category", f"{decision['category']} (confidence {decision['confidence']:.0%})")
     if analysis["changes"]:
         table.add_row("Changes", ", ".join(analysis["changes"]))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from agent.output import messages, print_json, print_table, reported_errors
@@ -71,5 +72,11 @@ def show(summary: Summary, window: str, *, dry_run: bool) -> None:
         changes = f" ({', '.join(run['changes'])})" if run["changes"] else ""
         recommended = "" if run["recommended"] == run["decision"] else f"\nrecommended: {run['recommended']}{changes}"
         outcome = "" if dry_run else run["outcome"]
-        table.add_row(str(run["run_id"]), run["job"], run["cause"][:70], f"{run['decision']}{recommended}", outcome)
+        table.add_row(
+            str(run["run_id"]),
+            escape(run["job"]),
+            escape(run["cause"][:70]),
+            f"{run['decision']}{recommended}",
+            outcome,
+        )
     print_table(table)

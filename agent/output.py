@@ -14,8 +14,11 @@ from rich.table import Table
 
 from shared.errors import AgentError, ConfigurationError, NotAuthorisedError, TransientError
 
-messages = Console(stderr=True)
-results = Console()
+WIDTH_WHERE_NOBODY_LOOKS = 150
+"""Columns of a table that goes to a file or a pipe; a terminal is asked for its own width."""
+
+messages = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH_WHERE_NOBODY_LOOKS)
+results = Console(width=None if sys.stdout.isatty() else WIDTH_WHERE_NOBODY_LOOKS)
 
 
 class ExitCode(IntEnum):

@@ -100,7 +100,11 @@ class DatabricksAgent:
         self._runs = databricks_connector
         self._mails = email_notifier
         self._engine = error_decision_engine
-        self._settings = settings or Settings()
+        if settings is None:
+            from shared.bootstrap import current_settings
+
+            settings = current_settings()
+        self._settings = settings
         self._history_or_none = history
         self._queues_or_none = queues
         self._now = clock

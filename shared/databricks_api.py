@@ -61,6 +61,7 @@ def workspace_name(host: str) -> str:
 
 
 def is_azure(host: str) -> bool:
+    """Whether the host is an Azure Databricks workspace, so that Entra tokens are good there."""
     return (urlsplit(host).hostname or "").endswith(AZURE_DOMAINS)
 
 
@@ -102,7 +103,7 @@ class WorkspaceApi:
 
     @property
     def calls(self) -> int:
-        """Requests made so far; those that the SDK repeats by itself and those for a token are not counted."""
+        """API requests made so far, repetitions included; those for a token or about the host are not counted."""
         return self._calls
 
     def get(self, path: str, query: Json) -> Json:
@@ -128,7 +129,6 @@ class WorkspaceApi:
         connection was made; ThrottledError or a PermanentError where it was certainly not carried out.
         """
         client = self._client()
-        self._count_call()
         data = _SentOnce(json.dumps(body).encode())
         try:
             with translated(what):
@@ -158,13 +158,8 @@ class WorkspaceApi:
         return self._send(client, request, what)
 
     def _send(self, client: "ApiClient", request: "Callable[[ApiClient], object]", what: str) -> Json:
-        self._count_call()
         with translated(f"{what} in workspace {self.name}"):
             return cast("Json", request(client))
-
-    def _count_call(self) -> None:
-        with self._calls_lock:
-            self._calls += 1
 
     def _client(self) -> "ApiClient":
         with self._client_lock:
@@ -201,10 +196,32 @@ class WorkspaceApi:
     def _credentials_strategy(self) -> "CredentialsStrategy":
         settings = self._settings
         if settings.databricks_token:
-            return _bearer_strategy("pat", lambda: settings.databricks_token)
+            return self._bearer_strategy("pat", lambda: settings.databricks_token)
         if settings.databricks_client_id:
-            return _bearer_strategy("oauth-m2m", _service_principal_token(self._host, settings))
-        return _bearer_strategy("azure-identity", _identity_token(self._credential, settings))
+            return self._bearer_strategy("oauth-m2m", _service_principal_token(self._host, settings))
+        return self._bearer_strategy("azure-identity", _identity_token(self._credential, settings))
+
+    def _bearer_strategy(self, auth_type: str, token: Callable[[], str]) -> "CredentialsStrategy":
+        """Sign-in with a token. The SDK asks for it at every request, its own repetitions too, so here all are counted.
+
+        Who gives the token caches it.
+        """
+        from databricks.sdk.core import CredentialsStrategy
+
+        def headers() -> dict[str, str]:
+            authorization = f"Bearer {_token_or_error(token)}"
+            with self._calls_lock:
+                self._calls += 1
+            return {"Authorization": authorization}
+
+        class BearerToken(CredentialsStrategy):
+            def auth_type(self) -> str:
+                return auth_type
+
+            def __call__(self, _config: object) -> Callable[[], dict[str, str]]:
+                return headers
+
+        return BearerToken()
 
 
 class _SentOnce(io.BytesIO):
@@ -239,20 +256,6 @@ class _BoundedClock:
         self._clock.sleep(seconds)
 
 
-def _bearer_strategy(auth_type: str, token: Callable[[], str]) -> "CredentialsStrategy":
-    """Sign-in with a token that is asked for at every request; who gives it caches it."""
-    from databricks.sdk.core import CredentialsStrategy
-
-    class BearerToken(CredentialsStrategy):
-        def auth_type(self) -> str:
-            return auth_type
-
-        def __call__(self, _config: object) -> Callable[[], dict[str, str]]:
-            return lambda: {"Authorization": f"Bearer {_token_or_error(token)}"}
-
-    return BearerToken()
-
-
 def _service_principal_token(host: str, settings: Settings) -> Callable[[], str]:
     """Tokens of a Databricks service principal, from the workspace's own token endpoint.
 
@@ -280,19 +283,19 @@ def _identity_token(credential: "TokenCredential | None", settings: Settings) ->
 
 
 def _token_or_error(token: Callable[[], str]) -> str:
+    """The token. Raises NotAuthorisedError where it was refused, TransientError where it could not be had just now.
+
+    Network trouble (an OSError) is passed on: the SDK repeats the request then. For a refusal its `retrieve_token`
+    raises ValueError or, for an answer without a token, NotImplementedError.
+    """
     from azure.core.exceptions import AzureError, ClientAuthenticationError
 
     try:
         return token()
-    except (ClientAuthenticationError, NotImplementedError) as error:
-        # databricks.sdk.oauth.retrieve_token raises NotImplementedError for an answer without a token …
+    except OSError:
+        raise
+    except (ClientAuthenticationError, ValueError, NotImplementedError) as error:
         raise NotAuthorisedError(f"no token for Databricks: {_first_line(error)}") from error
-    except ValueError as error:
-        if isinstance(error, OSError):  # … a requests exception for trouble on the way, which may be a ValueError too …
-            raise
-        raise NotAuthorisedError(
-            f"no token for Databricks: {_first_line(error)}"
-        ) from error  # … and this for a refusal
     except AzureError as error:
         raise TransientError(f"no token for Databricks just now: {_first_line(error)}") from error
 

@@ -66,13 +66,15 @@ class DatabricksConnector:
 
     @property
     def calls(self) -> int:
-        """API calls made so far; repetitions by the SDK and requests for a token are not counted."""
+        """API requests made so far in all workspaces, repetitions included."""
         return sum(workspace.calls for workspace in self._workspaces.values())
 
     def active_runs(self, workspace: str) -> list[RunSummary]:
+        """All runs that are active now."""
         return self._list_runs(workspace, {"active_only": True})
 
     def completed_runs(self, workspace: str, *, started_after: datetime) -> list[RunSummary]:
+        """Completed runs that started at or after the time, one-time runs included."""
         query = {"completed_only": True, "start_time_from": _milliseconds(started_after)}
         return self._list_runs(workspace, query)
 
@@ -83,6 +85,7 @@ class DatabricksConnector:
         return list({summary.run_id: summary for summary in summaries}.values())
 
     def read_state(self, workspace: str, run_id: int) -> RunState:
+        """One run as it is just now, with its repair history."""
         return databricks_runs.run_state(workspace, _read_run(self._workspace(workspace), run_id))
 
     def read_facts(self, workspace: str, run_id: int) -> RunFacts:

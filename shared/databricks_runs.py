@@ -208,6 +208,7 @@ def failed_iterations(raw: Json) -> list[Json]:
 
 
 def is_for_each(task: Json) -> bool:
+    """Whether the task runs another task once per item; its output is that of its iterations."""
     return task_type(task) == "for_each"
 
 

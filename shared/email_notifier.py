@@ -240,7 +240,7 @@ def printable(text: str) -> str:
 
 
 def attempt_line(attempt: Attempt) -> str:
-    changes = f" with {', '.join(attempt.changes)}" if attempt.changes else ""
+    changes = f" with {one_line(', '.join(attempt.changes))}" if attempt.changes else ""
     how = str(attempt.kind).replace("_", " ")
     outcome = str(attempt.outcome).replace("_", " ")
     return f"{attempt.number}. {how}{changes} at {attempt.claimed_at:%Y-%m-%d %H:%M} UTC: {outcome}"

@@ -75,7 +75,11 @@ class ErrorDecisionEngine:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._diagnoser = azure_openai_client
-        self._settings = settings or Settings()
+        if settings is None:
+            from shared.bootstrap import current_settings
+
+            settings = current_settings()
+        self._settings = settings
         self._jitter = jitter
         self.limits = limits_of(self._settings)
 

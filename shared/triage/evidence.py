@@ -8,7 +8,7 @@ so the cost is linear in the size of the log; no expression has an unbounded qua
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from shared.domain import Evidence, Symptoms
 from shared.triage.redaction import redact
@@ -31,21 +31,26 @@ LONGEST_UNBROKEN_LINE = 128 * 1024
 MOST_CAUSES = 50
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]{0,30}[ -/]{0,5}[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)?|[@-Z\\-_])")
-_CONTROL = {code: None for code in (*range(9), 11, 12, *range(14, 32), 127)}
-_DIGITS = {ord(digit): None for digit in "0123456789"}
+_CONTROL = bytes((*range(9), 11, 12, *range(14, 32), 127))
+_DIGITS = b"0123456789"
 
 _CHATTER_LEVEL = re.compile(r"(?:^|[\s\[|:=\"'])(?:INFO|DEBUG|TRACE|NOTICE|info|debug)(?=[\s\]|:,\"']|$)")
 _ALARM_LEVEL = re.compile(r"(?:^|[\s\[|:=\"'])(?:ERROR|FATAL|CRITICAL|SEVERE)(?=[\s\]|:,\"']|$)")
-_WARNING_LEVEL = re.compile(r"(?:^|[\s\[|:=\"'])(?:WARN|WARNING)(?=[\s\]|:,\"']|$)")
 _RECORD_START = re.compile(r"\[?(?:\d{2,4}[-/]\d{2}[-/]\d{2}|\d{2}:\d{2}:\d{2})")
 
-_PROGRESS = (
+
+def _encoded(*words: str) -> frozenset[bytes]:
+    """Words to be looked for in lower-case UTF-8."""
+    return frozenset(word.lower().encode() for word in words)
+
+
+_PROGRESS = _encoded(
     "it/s]", "%|", "━━", "[Stage ", "eta 0:", "Using cached ", "Downloading ", "Collecting ",
     "Requirement already satisfied", "B/s]",
 )  # fmt: skip
-_KNOWN_NOISE = (
+_KNOWN_NOISE = _encoded(
     "ProcfsMetricsGetter", "spark.akka.frameSize", "DynamicSparkConfContextImpl", "has been deprecated",
-    "DeprecationWarning", "FutureWarning", "NativeCodeLoader", "SLF4J:", "log4j:", "listeners did not shut down",
+    "deprecationwarning", "futurewarning", "NativeCodeLoader", "SLF4J:", "log4j:", "listeners did not shut down",
     "GarbageCollectionMetrics", "illegal reflective access", "illegal-access",
     "To adjust logging level use", "Setting default log level", "Using Spark's default log4j",
 )  # fmt: skip
@@ -71,7 +76,7 @@ _ESCAPED_BREAK = re.compile(r"\\{1,4}r?\\{0,4}n(?=\\{1,4}t|\s|[A-Z:\"'\[{(<.\-\\
 _BREAKABLE = re.compile(r"[;,}\]] ?|\. |\s")
 
 # What says that something went wrong, or what somebody did about it. Lower case, found anywhere in a line.
-_ALARMS = (
+_ALARMS = _encoded(
     "caused by", "exception", "error", "fatal", "traceback", "memory", "oom", "exit code", "exit status", "exited",
     "killed", "sigkill", "sigterm", "signal", "cannot", "could not", "couldn't", "can't", "unable to", "denied",
     "not found", "does not", "doesn't", "no such", "invalid", "fail", "refused", "timed out", "timeout", "time out",
@@ -83,7 +88,7 @@ _ALARMS = (
     "threshold", "status code", "statuscode", "statusdescription", "not allowed", "not enough", "insufficient",
     "no module", "no matching", "hung", "stuck", "unresponsive", "not responding",
 )  # fmt: skip
-_DOINGS = (
+_DOINGS = _encoded(
     "cancel", "supersed", "repair", "newer", "skip", "disabled", "paused", "already", "by user", "by the owner",
     "rerun", "re-run", "maintenance", "approved", "run history", "audit", "parent run", "still running", "took over",
     "succeeded", "success since", "last success", "next run", "concurrent run", "in progress", "inprogress",
@@ -91,14 +96,14 @@ _DOINGS = (
     "change freeze", "backfill", "replaced by", "resolved by", "fixed by", "restarted by", "handled by", "attempt ",
     "[context]", "[metrics]", "[history]", "metrics:", "of the last", "last runs", "same error", "in a row",
 )  # fmt: skip
-_RESCUING = frozenset(
-    (
-        "cancel", "supersed", "repair", "newer", "exception", "exit code", "killed", "oom", "evict", "preempt",
-        "decommission", "by user", "by the owner", "still running", "replaced by", "fatal", "no space", "took over",
-        "unreachable", "lost", "rerun", "re-run", "refused", "denied", "stopped by", "killed by", "manually", "fail",
-        "error", "terminat", "timed out", "quota", "throttl", "skip", "maintenance", "parent run", "concurrent run",
-    )
+_RESCUING = _encoded(
+    "cancel", "supersed", "repair", "newer", "exception", "exit code", "killed", "oom", "evict", "preempt",
+    "decommission", "by user", "by the owner", "still running", "replaced by", "fatal", "no space", "took over",
+    "unreachable", "lost", "rerun", "re-run", "refused", "denied", "stopped by", "killed by", "manually", "fail",
+    "error", "terminat", "timed out", "quota", "throttl", "skip", "maintenance", "parent run", "concurrent run",
 )  # fmt: skip
+_TELLING = _ALARMS | _DOINGS | _PROGRESS | _KNOWN_NOISE
+_NO_WORDS: set[bytes] = set()
 
 _NOISE, _PLAIN, _RECORD, _FRAME, _ALARM, _CAUSE = 0, 3, 2, 3, 6, 9
 
@@ -109,15 +114,15 @@ def collect(symptoms: Symptoms) -> Evidence:
     Nothing of the texts that is not in the result may leave the process. Secrets are replaced before any line is cut.
     """
     lines = _lines_of(symptoms)
-    kept = _most_informative(lines, _ranks(lines), TEXT_LIMIT)
-    redacted = redact("\n".join(kept)).split("\n")
-    ranks = _ranks(redacted, keep_everything=True)
-    text_lines = _most_informative(redacted, ranks, TEXT_LIMIT)
-    causes = _causes(text_lines)
+    kept = _most_informative(lines, _ranks(lines, dropping_repeats=True), TEXT_LIMIT)
+    redacted = redact("\n".join(lines[index] for index in kept)).split("\n")
+    ranks = _ranks(redacted)
+    within = _most_informative(redacted, ranks, TEXT_LIMIT)
+    text_lines, ranks = [redacted[index] for index in within], [ranks[index] for index in within]
     return Evidence(
         text="\n".join(text_lines),
-        excerpt="\n".join(_excerpt(text_lines)),
-        causes=causes,
+        excerpt=_excerpt(text_lines, ranks),
+        causes=_causes(text_lines, ranks),
         error_classes=_error_classes(text_lines),
         sqlstates=_sqlstates(text_lines),
         exception_types=_exception_types(text_lines),
@@ -152,18 +157,14 @@ def _cluster_reason(symptoms: Symptoms) -> str:
 def _split(text: str) -> list[str]:
     if "\x1b" in text:
         text = _ANSI.sub("", text)
-    if not text.isascii():
-        text = text.encode("utf-8", "replace").decode("utf-8").replace("\u2028", "\n").replace("\x85", "\n")
-    if not text.isprintable():
-        text = text.translate(_CONTROL)
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    lines = text.split("\n")
-    if "\\n" not in text and len(max(lines, key=len)) <= LONGEST_LINE:
-        return lines
+    raw = text.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace")
+    text = raw.translate(None, _CONTROL).decode("utf-8")
     result: list[str] = []
-    for line in lines:
-        for part in _unescaped(line):
-            result.extend(_pieces(part))
+    for line in text.split("\n"):
+        if len(line) <= LONGEST_LINE and "\\n" not in line:
+            result.append(line)
+        else:
+            result.extend(piece for part in _unescaped(line) for piece in _pieces(part))
     return result
 
 
@@ -215,78 +216,83 @@ def _pieces_of_redacted(line: str) -> Iterator[str]:
 # --- ranking ---------------------------------------------------------------------------------------------------------
 
 
-def _ranks(lines: list[str], *, keep_everything: bool = False) -> list[int]:
-    """How informative each line is, 0 for noise. With `keep_everything` (lines chosen before) nothing repeated drops."""
-    alarmed = _words_in(lines)
-    ranks: list[int] = []
-    seen: dict[str, int] = {}
-    shapes = "\n".join(lines).translate(_DIGITS).split("\n")
+def _ranks(lines: list[str], *, dropping_repeats: bool = False) -> list[int]:
+    """How informative each line is, 0 for noise. Of lines that differ in digits only, the first two and the last count."""
+    repeated = _repeated(lines) if dropping_repeats else frozenset()
     frames = _FrameState()
-    previous = _NOISE
+    ranks: list[int | None] = []
+    chatter: list[int] = []
+    telling: list[int] = []
     for index, line in enumerate(lines):
-        rank = _NOISE if not line or line.isspace() else frames.rank(line)
-        if rank is None:
-            rank = previous if _SINGLE_TOKEN.match(line) else _rank_of_text(line, alarmed.get(index, ()))
-        if rank and not keep_everything:
-            count = seen.get(shapes[index], 0)
-            seen[shapes[index]] = count + 1
-            if count >= 3:
-                rank = _NOISE
+        rank = frames.rank(line) if line else _NOISE
+        if index in repeated:
+            rank = _NOISE
         ranks.append(rank)
-        previous = rank
-    if not keep_everything and not any(ranks):
-        ranks = _last_words(lines)
-    return ranks
+        if rank is None:
+            (chatter if _is_chatter(line) else telling).append(index)
+    words = _words_in(lines, chatter, _RESCUING)
+    for index in chatter:
+        ranks[index] = _RECORD if index in words else _NOISE
+    words = _words_in(lines, telling, _TELLING)
+    for index in telling:
+        is_rest_of_token = index and _SINGLE_TOKEN.match(lines[index])
+        ranks[index] = (ranks[index - 1] or _NOISE) if is_rest_of_token else _rank(lines[index], words.get(index, _NO_WORDS))
+    result = [rank or _NOISE for rank in ranks]
+    return result if any(result) else _last_words(lines)
 
 
 def _last_words(lines: list[str]) -> list[int]:
     """Nothing but noise: the last twenty lines are better than none."""
-    wanted = [index for index, line in enumerate(lines) if line and not line.isspace()][-20:]
-    ranks = [_NOISE] * len(lines)
-    for index in wanted:
-        ranks[index] = 1
-    return ranks
+    wanted = {index for index, line in enumerate(lines) if line and not line.isspace()}
+    last = set(sorted(wanted)[-20:])
+    return [1 if index in last else _NOISE for index in range(len(lines))]
 
 
-def _words_in(lines: list[str]) -> dict[int, set[str]]:
-    """Which of the telling words stand in which line: one fast scan of the whole text for each word."""
-    text = "\n".join(lines).lower()
-    if len(text) != sum(map(len, lines)) + max(len(lines) - 1, 0):  # lower() may lengthen exotic letters
-        text = "\n".join(lines)
-    starts = [0]
-    for line in lines:
-        starts.append(starts[-1] + len(line) + 1)
-    found: dict[int, set[str]] = {}
-    for word in (*_ALARMS, *_DOINGS):
-        _mark(text, word, starts, found)
+def _repeated(lines: list[str]) -> frozenset[int]:
+    shapes = "\n".join(lines).encode("utf-8", "replace").translate(None, _DIGITS).split(b"\n")
+    last = {shape: index for index, shape in enumerate(shapes)}
+    counts: dict[bytes, int] = {}
+    repeated: set[int] = set()
+    for index, shape in enumerate(shapes):
+        count = counts[shape] = counts.get(shape, 0) + 1
+        if count > 2 and last[shape] != index:
+            repeated.add(index)
+    return frozenset(repeated)
+
+
+def _words_in(lines: list[str], indexes: list[int], words: Iterable[bytes]) -> dict[int, set[bytes]]:
+    """Which of the words stand in which of the lines, whatever their case: one fast scan of the text for each word."""
+    text = "\n".join([lines[index] for index in indexes]).encode("utf-8", "replace").lower()
+    ends = list(accumulate(len(line) + 1 for line in text.split(b"\n")))
+    found: dict[int, set[bytes]] = {}
+    for word in words:
+        position = text.find(word)
+        while position >= 0:
+            line = bisect_right(ends, position)
+            found.setdefault(indexes[line], set()).add(word)
+            position = text.find(word, ends[line])
     return found
 
 
-def _mark(text: str, word: str, starts: list[int], found: dict[int, set[str]]) -> None:
-    position = text.find(word)
-    while position >= 0:
-        index = bisect_right(starts, position) - 1
-        found.setdefault(index, set()).add(word)
-        position = text.find(word, starts[index + 1]) if index + 1 < len(starts) else -1
-
-
-def _rank_of_text(line: str, words: Iterable[str]) -> int:
+def _is_chatter(line: str) -> bool:
     head = line[:96]
-    words = set(words)
-    if "Caused by" in head or head.startswith((": ", "Caused by")):
+    if " INFO " in head or " DEBUG " in head:
+        return True
+    return any(level in head for level in ("INFO", "DEBUG", "TRACE", "info", "debug")) and bool(_CHATTER_LEVEL.search(head))
+
+
+def _rank(line: str, words: set[bytes]) -> int:
+    head = line[:96]
+    if "Caused by" in head or head.startswith(": "):
         return _CAUSE
-    if any(mark in line for mark in _PROGRESS) and not words:
+    if words & _KNOWN_NOISE or (words and words <= _PROGRESS) or _MARKERS.match(line):
         return _NOISE
-    if _CHATTER_LEVEL.search(head):
-        return _RECORD if words & _RESCUING else _NOISE
-    if _MARKERS.match(line) or any(mark in line for mark in _KNOWN_NOISE):
-        return _NOISE
-    is_record = bool(_RECORD_START.match(head))
-    if _ALARM_LEVEL.search(head):
-        return _ALARM + min(len(words), 2)
-    if words:
-        return _ALARM - (2 if _WARNING_LEVEL.search(head) else 0) + min(len(words), 2)
-    return 1 if is_record else _PLAIN
+    telling = min(len(words - _PROGRESS), 2)
+    if any(level in head for level in ("ERROR", "FATAL", "CRITICAL", "SEVERE")) and _ALARM_LEVEL.search(head):
+        return _ALARM + telling
+    if telling:
+        return _ALARM - (2 if "WARN" in head else 0) + telling
+    return 1 if _RECORD_START.match(head) else _PLAIN
 
 
 class _FrameState:
@@ -318,8 +324,8 @@ class _FrameState:
         return None
 
 
-def _most_informative(lines: list[str], ranks: list[int], limit: int) -> list[str]:
-    """Whole lines of at most `limit` bytes together, the higher ranks first, later lines before earlier ones."""
+def _most_informative(lines: list[str], ranks: list[int], limit: int) -> list[int]:
+    """Indexes of whole lines of at most `limit` bytes together, the higher ranks first, later lines before earlier ones."""
     order = sorted((index for index, rank in enumerate(ranks) if rank), key=lambda index: (-ranks[index], -index))
     chosen: list[int] = []
     room = limit
@@ -329,15 +335,14 @@ def _most_informative(lines: list[str], ranks: list[int], limit: int) -> list[st
         if size <= room:
             chosen.append(index)
             room -= size
-    return [lines[index] for index in sorted(chosen)]
+    return sorted(chosen)
 
 
-def _excerpt(lines: list[str]) -> list[str]:
-    """The most informative of the lines, in the order of the source."""
-    ranks = _ranks(lines, keep_everything=True)
-    ends = set(range(min(4, len(lines)))) | set(range(max(0, len(lines) - 12), len(lines)))
-    ranks = [rank + (2 if rank and index in ends else 0) for index, rank in enumerate(ranks)]
-    return _most_informative(lines, ranks, EXCERPT_AIM)
+def _excerpt(lines: list[str], ranks: list[int]) -> str:
+    """The most informative of the lines, in the order of the source; how a text begins and ends counts for more."""
+    count = len(lines)
+    ranks = [rank + (2 if index < 4 or index >= count - 12 else 0) for index, rank in enumerate(ranks)]
+    return "\n".join(lines[index] for index in _most_informative(lines, ranks, EXCERPT_AIM))
 
 
 # --- what the lines say ----------------------------------------------------------------------------------------------
@@ -379,7 +384,7 @@ _SAYS_NOTHING = re.compile(
 _REMARK = re.compile(r"\[[a-z][\w .,\-]{1,60}\]|(?:parent|child|active|newer|next) (?:run|update)\b|last |iteration \d|refresh history")
 
 
-def _causes(lines: list[str]) -> tuple[str, ...]:
+def _causes(lines: list[str], ranks: list[int]) -> tuple[str, ...]:
     """One-line causes, outermost first. Python prints the root first ("direct cause of the following"), Java last."""
     blocks: list[list[str]] = [[]]
     for line, following in pairwise([*lines, ""]):
@@ -392,18 +397,18 @@ def _causes(lines: list[str]) -> tuple[str, ...]:
             blocks[-1].extend(_unwrapped(stripped))
     causes = [cause for block in reversed(blocks) for cause in block]
     if all(_SAYS_NOTHING.match(cause) for cause in causes):
-        causes += _told_causes(lines)
+        causes += _told_causes(lines, ranks)
     distinct = [cause for cause, following in pairwise([*causes, ""]) if cause != following]
     if len(distinct) > MOST_CAUSES:
         distinct = distinct[: MOST_CAUSES // 2] + distinct[-MOST_CAUSES // 2 :]
     return tuple(distinct)
 
 
-def _told_causes(lines: list[str]) -> list[str]:
+def _told_causes(lines: list[str], ranks: list[int]) -> list[str]:
     """Where no exception says why: the line with an error class, else the first of the loudest lines that says anything."""
     telling = [
         (rank, line.strip())
-        for rank, line in zip(_ranks(lines, keep_everything=True), lines, strict=True)
+        for rank, line in zip(ranks, lines, strict=True)
         if rank and line.strip() and not _SAYS_NOTHING.match(line.strip()) and not _REMARK.match(line.strip())
     ]
     with_class = [line for _, line in telling if _ERROR_CLASS.search(line)]

@@ -281,13 +281,15 @@ _PEM_BODY = re.compile(r"(?:\s{0,8}(?:[A-Za-z0-9+/=]{16,}|[A-Za-z0-9+/=]{1,76}(?
 _BASE64_LINES_BEFORE = re.compile(r"(?:[A-Za-z0-9+/=]{1,100}\s{1,8}){1,200}$")
 _LONGEST_KEY_BLOCK = 12_000
 
-_EMAIL = re.compile(r"(?<![\w.+\-#/])[\w.+\-#]{1,64}@(?:[\w\-]{1,63}\.){1,6}[A-Za-z]{2,24}(?![\w@])")
+_MAILBOX = re.compile(r"(?<![/\w.+\-#])[\w.+\-#]{1,64}$")
+_MAIL_DOMAIN = re.compile(r"@(?:[\w\-]{1,63}\.){1,6}[A-Za-z]{2,24}(?![\w@])")
 _NOT_AN_EMAIL = re.compile(r"(?:\.core\.windows\.net|\.fabric\.microsoft\.com)$|^git@|@sha256", re.IGNORECASE)
 
-_IPV4 = re.compile(r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?!\.?\w)")
+_IPV4 = re.compile(r"(?<![\w.])\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?!\.?\w)")
 _IPV6 = re.compile(
-    r"(?<![\w:.])(?:(?:[0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4}"
-    r"|(?:[0-9A-Fa-f]{1,4}:){1,6}(?::[0-9A-Fa-f]{1,4}){1,6}|(?:[0-9A-Fa-f]{1,4}:){2,7}:)(?:%\w{1,12})?(?![\w:])"
+    r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:(?:[0-9A-Fa-f]{1,4}:){6}[0-9A-Fa-f]{1,4}"
+    r"|[0-9A-Fa-f]{1,4}:(?:[0-9A-Fa-f]{1,4}:){0,5}(?::[0-9A-Fa-f]{1,4}){1,6}|[0-9A-Fa-f]{1,4}:(?:[0-9A-Fa-f]{1,4}:){1,6}:)"
+    r"(?:%\w{1,12})?(?![\w:])"
 )
 _VERSION_BEFORE = re.compile(
     r"(?:\bv|\bver\.?|version|release|runtime|\bdbr|build|upgrade\w{0,2}|jdbc\d?|oracle(?: database)?|package|library|"
@@ -331,18 +333,27 @@ def _private_keys(text: str) -> Iterator[_Span]:
 
 
 def _personal(text: str) -> Iterator[_Span]:
-    if "@" in text:
-        for found in _EMAIL.finditer(text):
-            if not _NOT_AN_EMAIL.search(found.group()):
-                yield _Span(*found.span(), "email")
+    position = text.find("@")
+    while position >= 0:
+        domain = _MAIL_DOMAIN.match(text, position)
+        mailbox = _MAILBOX.search(text, max(0, position - 65), position) if domain else None
+        if domain and mailbox and not _NOT_AN_EMAIL.search(text[mailbox.start() : domain.end()]):
+            yield _Span(mailbox.start(), domain.end(), "email")
+        position = text.find("@", position + 1)
     for found in _IPV4.finditer(text):
-        start = found.start()
-        if not found.group().startswith(_NOBODYS_ADDRESS) and not _VERSION_BEFORE.search(text, max(0, start - 24), start):
+        if _is_somebodys_address(found):
             yield _Span(*found.span(), "ip")
     if "::" in text or text.count(":") > 6:
         for found in _IPV6.finditer(text):
             if any(character.isdigit() for character in found.group()):
                 yield _Span(*found.span(), "ip")
+
+
+def _is_somebodys_address(found: re.Match[str]) -> bool:
+    address, start = found.group(), found.start()
+    if address.startswith(_NOBODYS_ADDRESS) or any(int(part) > 255 for part in address.split(".")):
+        return False
+    return not _VERSION_BEFORE.search(found.string, max(0, start - 24), start)
 
 
 # --- values that are secret because of their name --------------------------------------------------------------------

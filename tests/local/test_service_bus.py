@@ -377,11 +377,22 @@ def deferred_in(queue: Queue) -> list[int]:
     return [number for number, message in queue.messages.items() if message.state is State.DEFERRED]
 
 
+@dataclass
+class Held:
+    """A message that a receiver holds, and until when."""
+
+    queue: Queue
+    lock_token: UUID
+    body: bytes
+    until: float
+
+
 class NothingIsLost(RuleBasedStateMachine):
     """Whatever clients do and however time passes, each accepted message is in one place until it is settled."""
 
     WINDOW = 50
     LOCK = 20
+    MAX_DELIVERIES = 3
 
     def __init__(self) -> None:
         super().__init__()
@@ -389,17 +400,20 @@ class NothingIsLost(RuleBasedStateMachine):
         self.queue = queue_with(
             self.clock,
             lock_seconds=self.LOCK,
-            max_delivery_count=3,
+            max_delivery_count=self.MAX_DELIVERIES,
             duplicate_detection_seconds=self.WINDOW,
             default_ttl_seconds=200,
             dead_letter_on_expiration=True,
         )
+        self.both = [self.queue, dead_letters(self.queue)]
         self.unsettled: set[bytes] = set()
         self.seen: dict[str, float] = {}
-        self.locks: list[tuple[Queue, UUID, bytes, float]] = []
+        self.held: list[Held] = []
         self.bodies = (b"%d" % number for number in itertools.count())
+        for _ in range(3):
+            self.send(message_id=None, delay=0)
 
-    @rule(message_id=st.sampled_from([None, "a", "b"]), delay=st.sampled_from([0, 10, 100]))
+    @rule(message_id=st.sampled_from([None, "a", "b"]), delay=st.sampled_from([0, 0, 30]))
     def send(self, message_id: str | None, delay: float) -> None:
         body = next(self.bodies)
         self.queue.send(Content(message_id=message_id, scheduled_for=self.clock.now + delay, body=body))
@@ -409,42 +423,35 @@ class NothingIsLost(RuleBasedStateMachine):
             self.seen[message_id] = self.clock.now
         self.unsettled.add(body)
 
-    @rule()
-    def receive_from_both_queues(self) -> None:
-        for queue in (self.queue, dead_letters(self.queue)):
-            if message := queue.receive():
-                self.hold(queue, message)
+    @rule(which=st.integers(0, 1), then=st.sampled_from(["keep", *SETTLEMENTS]))
+    def receive(self, which: int, then: str) -> None:
+        queue = self.both[which]
+        message = queue.receive()
+        for each in [message] if message else queue.receive_deferred(deferred_in(queue)):
+            assert each.lock_token
+            self.held.append(Held(queue, each.lock_token, each.content.body, self.clock.now + self.LOCK))
+            if then != "keep":
+                self.settle_last(then)
 
-    @rule()
-    def receive_deferred(self) -> None:
-        for message in self.queue.receive_deferred(deferred_in(self.queue)):
-            self.hold(self.queue, message)
-
-    def hold(self, queue: Queue, message: Message) -> None:
-        assert message.lock_token
-        self.locks.append((queue, message.lock_token, message.content.body, self.clock.now + self.LOCK))
-
-    @precondition(lambda self: self.locks)
-    @rule(data=st.data(), settlement=st.sampled_from(sorted(SETTLEMENTS)))
-    def settle(self, data: st.DataObject, settlement: str) -> None:
-        queue, token, body, until = self.locks.pop(data.draw(st.integers(0, len(self.locks) - 1)))
-        if until <= self.clock.now:
+    @precondition(lambda self: self.held)
+    @rule(settlement=st.sampled_from(list(SETTLEMENTS)))
+    def settle_last(self, settlement: str) -> None:
+        held = self.held.pop()
+        if held.until <= self.clock.now:
             with pytest.raises(LockLostError):
-                SETTLEMENTS[settlement](queue, token)
+                SETTLEMENTS[settlement](held.queue, held.lock_token)
         else:
-            SETTLEMENTS[settlement](queue, token)
-            self.unsettled -= {body} if settlement == "complete" else set()
-
-    @precondition(lambda self: self.locks)
-    @rule(data=st.data())
-    def renew(self, data: st.DataObject) -> None:
-        index = data.draw(st.integers(0, len(self.locks) - 1))
-        queue, token, body, until = self.locks[index]
-        if until > self.clock.now:
-            self.locks[index] = (queue, token, body, queue.renew(token))
+            SETTLEMENTS[settlement](held.queue, held.lock_token)
+            self.unsettled -= {held.body} if settlement == "complete" else set()
 
     @rule()
-    def cancel_scheduled(self) -> None:
+    def renew_all(self) -> None:
+        for held in self.held:
+            if held.until > self.clock.now:
+                held.until = held.queue.renew(held.lock_token)
+
+    @rule()
+    def cancel_one(self) -> None:
         scheduled = [m for m in self.queue.messages.values() if m.state is State.SCHEDULED][:1]
         self.queue.cancel_scheduled([message.sequence_number for message in scheduled])
         self.unsettled -= {message.content.body for message in scheduled}
@@ -452,20 +459,28 @@ class NothingIsLost(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1, 9, 20, 60, 200]))
     def time_passes(self, seconds: float) -> None:
         self.clock.advance(seconds)
-        self.queue.tick()
-        dead_letters(self.queue).tick()
+        for queue in self.both:
+            queue.tick()
 
     @invariant()
     def each_message_is_in_one_place(self) -> None:
-        held = [*self.queue.messages.values(), *dead_letters(self.queue).messages.values()]
-        assert Counter(message.content.body for message in held) == Counter(self.unsettled)
+        messages = [message for queue in self.both for message in queue.messages.values()]
+        assert Counter(message.content.body for message in messages) == Counter(self.unsettled)
         assert sum(self.queue.counts().values()) == len(self.unsettled)
+
+    @invariant()
+    def locks_and_limits_hold(self) -> None:
+        locked = {
+            message.lock_token for queue in self.both for message in queue.messages.values() if message.lock_token
+        }
+        assert locked == {held.lock_token for held in self.held if held.until > self.clock.now}
+        assert all(message.delivery_count < self.MAX_DELIVERIES for message in self.queue.messages.values())
 
     def teardown(self) -> None:
         """In the end every message that was not settled can be received once more, and once only."""
         self.time_passes(1000)
         delivered = Counter[bytes]()
-        for queue in (self.queue, dead_letters(self.queue)):
+        for queue in self.both:
             delivered.update(message.content.body for message in queue.receive_deferred(deferred_in(queue)))
             while message := queue.receive():
                 delivered[message.content.body] += 1

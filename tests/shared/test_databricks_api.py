@@ -221,8 +221,10 @@ def test_a_read_is_sent_three_times_at_most(service: Service, status: int) -> No
 def test_the_sdk_repeats_the_other_reads(service: Service, kind: str) -> None:
     service.set_fault(f"GET {READ}", kind, times=1)
 
-    assert api_of(service).get(READ, {})["node_types"]
-    assert service.calls(f"GET {READ}") == 2
+    api = api_of(service)
+
+    assert api.get(READ, {})["node_types"]
+    assert (service.calls(f"GET {READ}"), api.calls) == (2, 2)
 
 
 def test_throttling_beyond_the_budget_names_the_wait_and_does_not_wait(service: Service) -> None:

@@ -122,6 +122,8 @@ def test_the_connector_is_a_port() -> None:
 
 
 def test_without_settings_those_of_the_environment_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABRICKS_CLIENT_ID", raising=False)
+    monkeypatch.setenv("DATABRICKS_TOKEN", "token")
     monkeypatch.setenv("DATABRICKS_HOST", "https://adb-1234567890123456.7.azuredatabricks.net")
 
     assert DatabricksConnector().workspaces == ("1234567890123456",)
@@ -130,9 +132,6 @@ def test_without_settings_those_of_the_environment_are_used(monkeypatch: pytest.
 def test_an_unknown_workspace_is_a_matter_of_settings() -> None:
     with pytest.raises(ConfigurationError, match="DATABRICKS_HOST"):
         DatabricksConnector(settings_for("https://a.example")).read_state("b.example", 1)
-
-
-# Sign-in
 
 
 # Lists

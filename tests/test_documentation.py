@@ -1,0 +1,57 @@
+"""Documentation that says what the code says."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from agent.cli import app
+from shared.settings import Settings, environment_name
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+HOST_SETTINGS = {"AzureWebJobsStorage", "FUNCTIONS_WORKER_RUNTIME", "PYTHON_THREADPOOL_THREAD_COUNT"}
+
+
+def setting_names() -> set[str]:
+    return {environment_name(name) for name in Settings.model_fields}
+
+
+def settings_table() -> dict[str, tuple[str, str]]:
+    rows = re.findall(r"^\| `([A-Za-z_]+)` \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
+    return {name: (default.strip("`"), meaning) for name, default, meaning in rows}
+
+
+def test_readme_names_every_setting_with_its_default_and_meaning() -> None:
+    table = settings_table()
+    assert set(table) == setting_names()
+    for name, field in Settings.model_fields.items():
+        default = field.default_factory() if field.default_factory else field.default  # type: ignore[call-arg]
+        shown = "" if default in ("", (), {}) else str(default).lower() if isinstance(default, bool) else str(default)
+        assert table[environment_name(name)] == (shown, field.description)
+
+
+def test_example_of_local_settings_names_the_same_settings() -> None:
+    values = json.loads((ROOT / "local.settings.json.example").read_text())["Values"]
+    assert set(values) - HOST_SETTINGS == setting_names()
+
+
+def test_example_env_file_names_only_settings() -> None:
+    names = {line.partition("=")[0] for line in (ROOT / ".env.example").read_text().splitlines() if "=" in line[:60]}
+    assert {name for name in names if not name.startswith("#")} <= setting_names()
+
+
+def test_readme_names_every_command() -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    assert set(re.findall(r"`agent ([a-z]+)`", README)) == set(commands)
+
+
+def test_readme_is_short_enough_to_be_read() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+@pytest.mark.parametrize("verb", ["setup", "demo", "test", "test-long", "check", "lock"])
+def test_make_knows_the_verbs(verb: str) -> None:
+    assert re.search(rf"^{verb}:", (ROOT / "Makefile").read_text(), re.MULTILINE)

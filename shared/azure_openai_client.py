@@ -239,7 +239,7 @@ def checked(content: str, evidence: Evidence) -> Diagnosis | None:
     if not set(words) <= set(CHANGE_WORDS) or (decision is DecisionKind.RETRY_WITH_PARAMS) != bool(words):
         logger.info("the model's changes do not fit its decision or are not on the list")
         return None
-    quotes = tuple(quote.strip() for quote in answer.quotes)
+    quotes = tuple(quote.strip() for quote in answer.quotes if quote.strip())
     if not quotes or not all(is_quoted(quote, evidence.excerpt) for quote in quotes):
         logger.info("the model quoted what is not in the evidence")
         return None

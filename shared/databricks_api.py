@@ -125,8 +125,8 @@ class WorkspaceApi:
     def post_once(self, path: str, body: Json, what: str) -> Json:
         """Send a write exactly once.
 
-        Raises OutcomeUnknownError where it was sent and no clear answer came; a plain TransientError where no
-        connection was made; ThrottledError or a PermanentError where it was certainly not carried out.
+        Raises OutcomeUnknownError where it was sent and no clear answer came; a plain TransientError where nothing was
+        sent (no token, no connection); ThrottledError or a PermanentError where it was certainly not carried out.
         """
         client = self._client()
         data = _SentOnce(json.dumps(body).encode())
@@ -355,11 +355,11 @@ def _failed_in_server(error: BaseException | None) -> bool:
 
 
 def _was_never_sent(error: BaseException | None) -> bool:
-    """Whether no connection could be made, so that nothing was sent."""
+    """Whether there was no token or no connection could be made, so that nothing was sent."""
     from requests import exceptions
     from urllib3.exceptions import NewConnectionError
 
-    if isinstance(error, exceptions.ConnectTimeout):
-        return True
-    reason = getattr(error.args[0], "reason", None) if error and error.args else None
+    if not isinstance(error, OSError) or isinstance(error, exceptions.ConnectTimeout):
+        return True  # what is not an OSError was met while signing in
+    reason = getattr(error.args[0], "reason", None) if error.args else None
     return isinstance(error, exceptions.ConnectionError) and isinstance(reason, NewConnectionError)

@@ -20,7 +20,7 @@ def setting_names() -> set[str]:
 
 
 def settings_table() -> dict[str, tuple[str, str]]:
-    rows = re.findall(r"^\| `([A-Za-z_]+)` \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| `([A-Za-z_]+)` \| (.*?) \| (.*?) \|$", README.partition("## Settings")[2], re.MULTILINE)
     return {name: (default.strip("`"), meaning) for name, default, meaning in rows}
 
 

@@ -77,7 +77,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """One entry of `signatures`. `repeated_changes`: what to change when the same happens again and again."""
+    """One entry of `signatures`. `repeated_changes`: what to change when the same happens again and again.
+
+    `may_pass`: reads like a lasting fault, but is a hiccup where the same work mostly succeeds.
+    """
 
     id: str
     pattern: Pattern
@@ -85,6 +88,7 @@ class Signature:
     where: Where = Where.ANY
     weight: Weight = Weight.CAUSE
     repeated_changes: tuple[str, ...] = ()
+    may_pass: bool = False
     examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -178,7 +182,7 @@ def _unique[Entry: (Signature, Circumstance)](entries: list[Entry]) -> tuple[Ent
 
 _COMMON_FIELDS = {"id", "keywords", "pattern", "unless", "examples"}
 _VERDICT_FIELDS = {"decision", "category", "confidence", "why", "changes"}
-_SIGNATURE_FIELDS = _COMMON_FIELDS | _VERDICT_FIELDS | {"where", "weight", "source", "repeated_changes"}
+_SIGNATURE_FIELDS = _COMMON_FIELDS | _VERDICT_FIELDS | {"where", "weight", "source", "repeated_changes", "may_pass"}
 _CIRCUMSTANCE_FIELDS = _COMMON_FIELDS | {"effect"}
 
 
@@ -194,6 +198,7 @@ def _signature(entry: dict[str, Any]) -> Signature:
         where=_member(name, "where", Where, entry.get("where", Where.ANY)),
         weight=_member(name, "weight", Weight, entry.get("weight", Weight.CAUSE)),
         repeated_changes=_change_words(name, entry.get("repeated_changes", [])),
+        may_pass=entry.get("may_pass") is True,
         examples=_examples(name, entry),
     )
 

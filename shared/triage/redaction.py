@@ -10,6 +10,7 @@ original by a marker such as `[redacted:password]`. Names, ids, hashes, paths, v
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
+from enum import Enum, auto
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -28,19 +29,50 @@ class _Span(NamedTuple):
 
 def redact(text: str) -> str:
     """`text` with secrets, e-mail addresses and IP addresses replaced by `[redacted:kind]`. Idempotent, linear in the size."""
+    regions = [(0, len(text))]
     for _ in range(MOST_PASSES):
-        spans = _merged(_found_in(text))
+        spans = _merged(
+            [
+                _Span(start + span.start, start + span.end, span.kind)
+                for start, end in regions
+                for span in _found_in(text[start:end])
+            ]
+        )
         if not spans:
             break
-        parts: list[str] = []
-        position = 0
-        for start, end, kind in spans:
-            parts += (text[position:start], f"[redacted:{kind}]")
-            position = end
-        text = "".join(parts) + text[position:]
-        if all(kind in _PERSONAL for _, _, kind in spans):  # these hide nothing behind them
-            break
+        text, regions = _replaced(text, spans)
     return text
+
+
+def _replaced(text: str, spans: list[_Span]) -> tuple[str, list[tuple[int, int]]]:
+    """The text with markers, and the lines around new markers, where another secret may have come to light."""
+    parts: list[str] = []
+    places: list[tuple[int, int]] = []
+    position = length = 0
+    for start, end, kind in spans:
+        marker = f"[redacted:{kind}]"
+        parts += (text[position:start], marker)
+        length += start - position + len(marker)
+        position = end
+        if kind not in _PERSONAL:  # these hide nothing behind them
+            places.append((length - len(marker), length))
+    text = "".join(parts) + text[position:]
+    return text, _lines_around(text, places)
+
+
+def _lines_around(text: str, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The places with the lines they stand in, one line before and one after; what overlaps becomes one."""
+    result: list[tuple[int, int]] = []
+    for start, end in places:
+        line_start = text.rfind("\n", 0, max(0, text.rfind("\n", 0, start))) + 1
+        next_end = text.find("\n", end)
+        next_end = text.find("\n", next_end + 1) if next_end >= 0 else -1
+        line_end = len(text) if next_end < 0 else next_end
+        if result and line_start <= result[-1][1]:
+            result[-1] = (result[-1][0], max(line_end, result[-1][1]))
+        else:
+            result.append((line_start, line_end))
+    return result
 
 
 def _found_in(text: str) -> Iterator[_Span]:
@@ -48,19 +80,16 @@ def _found_in(text: str) -> Iterator[_Span]:
     for span in _secrets(plain.text):
         yield plain.original(span)
     joins = _wraps(plain.text)
-    if joins:
-        joined = _View(plain.text, [(start, end, "") for start, end in joins])
+    for region_start, region_end in _lines_around(plain.text, joins):
+        inside = [(start - region_start, end - region_start) for start, end in joins if region_start <= start < region_end]
+        joined = _View(plain.text[region_start:region_end], [(start, end, "") for start, end in inside])
         for span in _secrets(joined.text):
-            unwrapped = joined.original(span)
-            if any(unwrapped.start < start and end < unwrapped.end for start, end in _between(joins, unwrapped)):
-                yield plain.original(unwrapped)
+            start, end, kind = joined.original(span)
+            if any(start < join_start and join_end < end for join_start, join_end in inside):
+                yield plain.original(_Span(region_start + start, region_start + end, kind))
 
 
-def _between(joins: list[tuple[int, int]], span: _Span) -> list[tuple[int, int]]:
-    return joins[bisect_left(joins, (span.start, 0)) : bisect_right(joins, (span.end, 0))]
-
-
-def _merged(spans: Iterator[_Span]) -> list[_Span]:
+def _merged(spans: list[_Span]) -> list[_Span]:
     result: list[_Span] = []
     for span in sorted(spans, key=lambda span: (span.start, -span.end)):
         if result and span.start < result[-1].end:
@@ -141,22 +170,44 @@ class _View:
         return _Span(start, end, span.kind)
 
 
-_WRAP = re.compile(r"(?<=[\w+/=.~\-])(\\?\r?\n[ \t]{0,16})(?=([\w+/=~\-.]{2,400})(.?))")
+_BREAK = re.compile(r"\n[ \t]{0,16}(?=([^\s\"'<>;&,)}\]:(]{2,400})(.?))")
+_TOKEN_BEFORE = re.compile(r"[^\s\"'<>;,)}(\[{\]]{1,80}$")
 _STARTS_A_LINE = re.compile(r"\d{1,4}[-/:.]\d|[A-Za-z_][\w.\-]{1,60}=[^=]|-{2,5}|\.{2,3}|(?:0x|at|in|File|by|to|and|or)\b")
+_HALF_MAILBOX = re.compile(r"[\w.+\-]{1,64}@[\w\-]{0,63}$")
+_HALF_IPV6 = re.compile(r"(?:[0-9a-fA-F]{1,4}:){2,7}[0-9a-fA-F]{0,4}$")
+_HEX = re.compile(r"[0-9a-fA-F]{1,4}\.?")
+_REST_OF_DOMAIN = re.compile(r"[\w\-]{0,63}(?:\.[\w\-]{1,63}){0,4}\.[A-Za-z]{2,24}\.?$")
 
 
 def _wraps(text: str) -> list[tuple[int, int]]:
     """The line breaks that seem to stand inside a token: what follows looks like the rest of something random."""
     if "\n" not in text:
         return []
-    return [
-        found.span(1)
-        for found in _WRAP.finditer(text)
-        if found.group(3) not in (":", "(") and not _STARTS_A_LINE.match(found.group(2)) and _is_scrap(found.group(2))
-    ]
+    wraps: list[tuple[int, int]] = []
+    for found in _BREAK.finditer(text):
+        start = found.start()
+        while start and text[start - 1] in "\r\\":
+            start -= 1
+        before = _TOKEN_BEFORE.search(text, max(0, start - 80), start)
+        if before and _is_wrap(before.group(), found.group(1), found.group(2)):
+            wraps.append((start, found.end()))
+    return wraps
+
+
+def _is_wrap(before: str, rest: str, following: str) -> bool:
+    if "@" in rest and ":" in before:  # the end of a password in front of a host
+        return _is_scrap(rest.partition("@")[0])
+    if following not in (":", "(") and _is_scrap(rest) and not _STARTS_A_LINE.match(rest):
+        return True
+    if _HALF_MAILBOX.search(before) and _REST_OF_DOMAIN.match(rest):
+        return True
+    if _HALF_IPV6.search(before) and _HEX.fullmatch(rest):
+        return True
+    return bool(_IPV4.fullmatch((before + rest).strip("."))) and "." in before + rest[:1]
 
 
 _LOWER_RUN = re.compile(r"[a-z]{6}")
+_CAMEL = re.compile(r"[A-Z]?[a-z]{4}|[._/]")
 
 
 def _is_scrap(word: str) -> bool:
@@ -168,7 +219,9 @@ def _is_scrap(word: str) -> bool:
     has_digit = any(character.isdigit() for character in word)
     has_letter = any(character.isalpha() for character in word)
     if not has_letter or _LOWER_RUN.search(word):
-        return has_digit and len(word) >= 24
+        return has_digit and (len(word) >= 24 or not _CAMEL.search(word))
+    if any(character in "!#$^*?~" for character in word):
+        return True
     has_both_cases = word != word.lower() and word != word.upper() and not word.istitle()
     return has_digit or has_both_cases
 
@@ -378,7 +431,7 @@ _TELLING = re.compile(
     r"secret|token|credential|api_?key|access_?key|account_key|accountkey|shared_?key|private_?key|signing_?key|master_?key|"
     r"encryption_?key|storage_?key|subscription_?key|functions?_?key|host_?key|auth_?key|license_?key|service_?key|"
     r"instrumentation_?key|app(?:lication)?_?key|admin_?key|query_?key|webhook_?key|integration_?key|routing_?key|"
-    r"(?:^|_)(?:sas|sig|auth|jwt|bearer|pat|signature|cookie|session|sid|hmac|otp|pin|salt)$|"
+    r"(?:^|_)(?:sas|sig|auth|jwt|pat|signature|cookie|session|sid|hmac|otp|pin|salt)$|"
     r"connection_?string|conn_?str|dsn$|account_key_|crypt_?key|key_?(?:base64|value|secret)$|_key_?\d$|sessionid|csrf"
 )
 _WEAK_KEY = re.compile(r"(?:^|_)(?:key|code|auth)$")
@@ -392,34 +445,42 @@ _PLACEHOLDER = re.compile(
     r"empty$|n/a$|-+$|unset$|yes$|no$|string$|str$|required$|optional$|expired$|missing$|invalid$|todo$|changeme$|"
     r"dbutils\b|os\.|env\b|self\.|config\b|settings\b|args\b|getpass|keyvault|secretscope)"
 )
-_CODE_AFTER = re.compile(r"[\[(.]|\s?\+\s")
+_SERVICE_BEFORE = re.compile(r"(?:api|access|secret|account|private|client|auth|service|subscription|storage) $", re.IGNORECASE)
 _IDENTIFIER = re.compile(r"[A-Za-z_]{1,24}(?:\.[A-Za-z_]{1,24}){0,4}")
 _WORD = re.compile(r"[A-Za-z][a-z]{0,30}[.,:;!?]?")
 
 
+class _Trust(Enum):
+    """What a name alone says about its value."""
+
+    ANY = auto()
+    """Whatever the value is, it is secret: passwords."""
+    LIKELY = auto()
+    """Secret if it looks like something generated: tokens, keys of services."""
+    UNCLEAR = auto()
+    """`key`, `code`: secret only if it is long and random."""
+
+
 class _Name(NamedTuple):
     kind: str
-    any_value: bool
+    trust: _Trust
 
 
 @lru_cache(maxsize=4096)
 def _secret_name(name: str) -> _Name | None:
-    """What a name says about its value; `any_value`: every value is secret (passwords), else only a random-looking one."""
+    """What a name says about its value, None if nothing."""
     words = [word.lower() for word in _WORDS_OF.findall(name)]
-    if not words:
-        return None
     compact = "_".join(words)
-    is_property = name.count(".") > 1
+    is_property = name.count(".") > 1  # fs.azure.account.key.ACCOUNT.dfs.core.windows.net
+    if not words or _NOT_A_SECRET_KEY.search(compact):
+        return None
     if words[-1] in _HARMLESS_ENDS and not is_property and compact not in ("secret_id", "role_secret_id"):
         return None
-    if _NOT_A_SECRET_KEY.search(compact):
-        return None
     if _PASSWORD.search(compact) or _PASSWORD.search(name.lower()):
-        return _Name("password", any_value=True)
+        return _Name("password", _Trust.ANY)
     if _TELLING.search(compact):
-        kind = next((kind for kind in ("token", "secret", "key", "signature") if kind in compact), "secret")
-        return _Name(kind, any_value=False)
-    return _Name("key", any_value=False) if _WEAK_KEY.search(compact) else None
+        return _Name(next((kind for kind in ("token", "secret", "key") if kind in compact), "secret"), _Trust.LIKELY)
+    return _Name("key", _Trust.UNCLEAR) if _WEAK_KEY.search(compact) else None
 
 
 def _named(text: str) -> Iterator[_Span]:
@@ -428,6 +489,8 @@ def _named(text: str) -> Iterator[_Span]:
         position = found.end()
         name = _secret_name(found.group().rstrip(".-"))
         if name:
+            if name.trust is _Trust.UNCLEAR and _SERVICE_BEFORE.search(text, max(0, found.start() - 14), found.start()):
+                name = _Name(name.kind, _Trust.LIKELY)
             span = _value(text, found, name)
             if span:
                 yield span
@@ -435,61 +498,54 @@ def _named(text: str) -> Iterator[_Span]:
 
 
 def _value(text: str, name_found: re.Match[str], name: _Name) -> _Span | None:
-    name_end = name_found.end()
-    is_flag = text[max(0, name_found.start() - 2) : name_found.start()].endswith("-")
-    for separator, accepts in ((_ASSIGNED, _assigned_secret), (_XML, _assigned_secret), (_SPACE, _flagged_secret if is_flag else _told_secret)):
-        found = separator.match(text, name_end)
+    """The value after the name, if there is one and it is secret."""
+    is_flag = text[max(0, name_found.start() - 1) : name_found.start()] == "-"
+    for separator, accepts in ((_ASSIGNED, _is_assigned_secret), (_XML, _is_assigned_secret), (_SPACE, _is_told_secret)):
+        found = separator.match(text, name_found.end())
         if found:
-            start = found.end()
-            quote = text[start : start + 1]
-            if quote in _QUOTED:
-                value = _QUOTED[quote].match(text, start + 1)
-            else:
-                value = _BARE.match(text, start)
-            if value and accepts(value, name, text, quote in _QUOTED):
-                return _Span(value.start(), value.end(), name.kind)
-            return None
+            quote = text[found.end() : found.end() + 1]
+            value = _QUOTED[quote].match(text, found.end() + 1) if quote in _QUOTED else _BARE.match(text, found.end())
+            if not value or _PLACEHOLDER.match(value.group()):
+                return None
+            if separator is _SPACE and is_flag:
+                accepts = _is_flagged_secret
+            return _Span(value.start(), value.end(), name.kind) if accepts(value, name, quote in _QUOTED) else None
     return None
 
 
-def _assigned_secret(value: re.Match[str], name: _Name, text: str, is_quoted: bool) -> bool:
-    secret = value.group()
-    if _PLACEHOLDER.match(secret):
-        return False
+def _is_assigned_secret(value: re.Match[str], name: _Name, is_quoted: bool) -> bool:
+    secret, text = value.group(), value.string
     after = text[value.end() : value.end() + 1]
     if not is_quoted:
-        if _CODE_AFTER.match(text, value.end()) or "(" in secret[:40]:
+        is_expression = after in ("[", "(") or "(" in secret[:40]
+        if is_expression or (after in (",", ")") and _IDENTIFIER.fullmatch(secret)):
             return False
-        if _IDENTIFIER.fullmatch(secret) and after in (",", ")"):
-            return False
-    if name.any_value:
-        is_prose = text[value.start() - 1] == " " and _WORD.fullmatch(secret) and after == " "
-        return not is_prose
-    return _looks_secret(secret, 20 if name.kind == "key" and not _TELLING.search(name.kind) else 8)
+    if name.trust is _Trust.ANY:
+        is_sentence = text[value.start() - 1] == " " and after == " " and _WORD.fullmatch(secret)
+        return not is_sentence
+    return _looks_secret(secret, name.trust)
 
 
-def _flagged_secret(value: re.Match[str], name: _Name, _: str, is_quoted: bool) -> bool:
+def _is_flagged_secret(value: re.Match[str], name: _Name, is_quoted: bool) -> bool:
     secret = value.group()
-    if _PLACEHOLDER.match(secret) or secret.startswith("-"):
-        return False
-    return name.any_value or is_quoted or _looks_secret(secret, 8)
+    return not secret.startswith("-") and (name.trust is _Trust.ANY or is_quoted or _looks_secret(secret, name.trust))
 
 
-def _told_secret(value: re.Match[str], name: _Name, _: str, is_quoted: bool) -> bool:
+def _is_told_secret(value: re.Match[str], name: _Name, is_quoted: bool) -> bool:
     """`password hunter2`, `the token 9f86…`: without a sign between them only what no sentence would hold."""
     secret = value.group()
-    if _PLACEHOLDER.match(secret):
-        return False
-    if is_quoted and name.kind == "password":
-        return not _WORD.fullmatch(secret) and " " not in secret
-    return len(secret) >= (8 if name.any_value else 16) and _looks_secret(secret, 8) and "/" not in secret[:2]
+    if name.trust is _Trust.ANY:
+        return len(secret) >= 8 and " " not in secret and (is_quoted or _has_digit_and_letter(secret)) and not _WORD.fullmatch(secret)
+    return len(secret) >= 16 and _looks_secret(secret, name.trust)
 
 
-def _looks_secret(value: str, shortest: int) -> bool:
-    if len(value) < shortest or value.startswith(("/", "http://", "https://", "./")) or " " in value:
+def _looks_secret(value: str, trust: _Trust) -> bool:
+    if len(value) < 8 or value.startswith(("/", "./")) or "://" in value or " " in value or _STARTS_A_LINE.match(value):
         return False
+    if trust is _Trust.UNCLEAR:
+        return len(value) >= 20 and _is_random(value)
     if value.replace(".", "").replace("-", "").replace(":", "").isdigit():
         return False
     if _has_digit_and_letter(value):
         return True
-    return len(value) >= 20 and (not value.islower() or value.isalpha()) and "." not in value and "_" not in value
+    return len(value) >= 20 and not any(character in value for character in "._-/")

@@ -31,6 +31,7 @@ class Finding:
     rank: tuple[float, int, float, int]
     changes: tuple[Change, ...] = ()
     repeated_changes: tuple[str, ...] = ()
+    may_pass: bool = False
 
 
 # Tiers of a rank. What somebody has done already comes before all; a code alone says less than any text.
@@ -50,7 +51,9 @@ _UNKNOWN = Verdict(
 
 def diagnose(symptoms: Symptoms, evidence: Evidence) -> Diagnosis:
     """What the rules make of a failure. Never raises for any text; no rule fitting means: escalate, not sure."""
-    text = without_instructions(evidence.text)
+    text = without_planted_words(evidence.text)
+    causes = tuple(without_planted_words(cause) for cause in evidence.causes)
+    evidence = replace(evidence, text=text, causes=causes)
     lowered = text.lower()
     findings = sorted(_findings(symptoms, evidence, text, lowered), key=lambda finding: finding.rank, reverse=True)
     told = _circumstances(text, lowered)
@@ -100,7 +103,8 @@ def _finding(signature: Signature, found: re.Match[str], text: str, evidence: Ev
     verdict = signature.verdict
     tier, place = _TIERS[signature.weight], _place(found, text, evidence)
     if verdict.decision is DecisionKind.SKIP and signature.weight is Weight.DECISIVE:
-        tier = _HANDLED
+        is_doubtful = verdict.category is Category.CANCELLED and _goes_on_to_fail(text, found, evidence)
+        tier = _HINT if is_doubtful else _HANDLED
     elif tier < _DECISIVE and place == _ELSEWHERE and _is_below_error(text, found):
         tier = _HINT
     words = (word.format(**found.groupdict()) for word in verdict.change_words)
@@ -110,6 +114,7 @@ def _finding(signature: Signature, found: re.Match[str], text: str, evidence: Ev
         rank=(tier, place, verdict.confidence, found.start()),
         changes=tuple(Change.from_word(word) for word in words),
         repeated_changes=signature.repeated_changes,
+        may_pass=signature.may_pass,
     )
 
 
@@ -121,6 +126,20 @@ def _place(found: re.Match[str], text: str, evidence: Evidence) -> int:
         if found.end() > start + lines.find(evidence.deepest_cause):
             return _DEEPEST
     return _OUTER if any(cause in lines for cause in evidence.causes) else _ELSEWHERE
+
+
+_CANCEL_WORDS = re.compile(r"cancel|interrupt|abort|kill|stop|terminat", re.IGNORECASE)
+
+
+def _goes_on_to_fail(text: str, found: re.Match[str], evidence: Evidence) -> bool:
+    """Whether a failure of another kind follows the words about a cancelled run: then the job itself printed them.
+
+    A platform's own record is believed wherever it stands.
+    """
+    if not evidence.exception_types or _PLATFORM_RECORD.search(knowledge.lines_of_match(text, found)):
+        return False
+    rest = text[found.end() :]
+    return any(cause in rest and not _CANCEL_WORDS.search(cause) for cause in evidence.causes)
 
 
 _LOW_LEVEL = re.compile(r"(?:^|[\s\[|])(?:WARN(?:ING)?|INFO|DEBUG)(?=[\s\]|:,]|$)")
@@ -237,7 +256,7 @@ def _under(best: Finding, told: dict[Effect, str]) -> tuple[Finding, str, tuple[
     if verdict.decision is DecisionKind.ESCALATE_EMAIL and Effect.PERSISTENT not in told:
         if verdict.category in _PASSES_WITH_INPUT and Effect.LATE_INPUT in told:
             return _decided(best, DecisionKind.RETRY), _SAID[Effect.LATE_INPUT], (told[Effect.LATE_INPUT],)
-        if verdict.confidence < _UNSURE and Effect.PASSING in told:
+        if (best.may_pass or verdict.confidence < _UNSURE) and Effect.PASSING in told:
             return _decided(best, DecisionKind.RETRY), _SAID[Effect.PASSING], (told[Effect.PASSING],)
     return best, "", ()
 
@@ -274,10 +293,21 @@ _INSTRUCTION = re.compile(
 )
 
 
-def without_instructions(text: str) -> str:
-    """The text with everything cut out that addresses whoever reads it: the quoted string it stands in, or the rest
-    of its line. An error never tells its reader what to decide.
+_DATA_VALUE = re.compile(
+    r"(\b(?:comments?|notes?|remarks?|desc|title|subject|text|payload|value|raw|rows?|record|header|feedback|review|memo"
+    r"|content|cell|column|field|input|data|label|free_?text)\b(?: [\w.-]{1,40})?[\"']?(?: was| is| ?[:=]|,)? ?)"
+    r"(?:\"[^\"\n]{4,2000}\"|'[^'\n]{4,2000}')",
+    re.IGNORECASE,
+)
+
+
+def without_planted_words(text: str) -> str:
+    """The text without what its author could not mean as an error: quoted values of data fields, and everything that
+    addresses whoever reads it (the quoted string it stands in, or the rest of its line). An error never tells its
+    reader what to decide.
     """
+    if '"' in text or "'" in text:
+        text = _DATA_VALUE.sub(r"\1…", text)
     if not _INSTRUCTION.search(text):
         return text
     return "\n".join(_without_instruction(line) for line in text.split("\n"))

@@ -194,6 +194,18 @@ def test_no_token_no_request(
     assert seen == []
 
 
+def test_a_write_without_a_token_is_not_in_doubt(sign_in: tuple[str, list[web.Request]]) -> None:
+    url, seen = sign_in
+    credential = FakeCredential(ServiceRequestError("no network"))
+    api = WorkspaceApi(url, settings_for(url, databricks_token=""), credential, FakeClock())
+
+    with pytest.raises(TransientError) as caught:
+        api.post_once("/api/2.2/jobs/runs/repair", {"run_id": 1}, "repair")
+
+    assert type(caught.value) is TransientError
+    assert (seen, api.calls) == ([], 0)
+
+
 # Reads
 
 

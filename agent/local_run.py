@@ -4,6 +4,7 @@ import json
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,10 @@ class Observer:
 
     def open_count(self) -> int:
         return sum(len(self._history.open_incidents(workspace)) for workspace in self._workspaces)
+
+    def closed_count(self) -> int:
+        long_ago = datetime.fromtimestamp(0, UTC)
+        return sum(len(self._history.closed_incidents(w, updated_after=long_ago)) for w in self._workspaces)
 
     def is_idle(self) -> bool:
         """Nothing is open, and no message waits, is locked or is scheduled."""

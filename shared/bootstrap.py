@@ -1,5 +1,6 @@
 """The composition root: it alone reads settings and builds clients. Light to import; the rest comes on first use."""
 
+import logging
 import os
 import threading
 from dataclasses import dataclass
@@ -21,17 +22,21 @@ if TYPE_CHECKING:
     from shared.ports import DecisionHistory
     from shared.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 _lock = threading.Lock()
 
 REQUIRED_BY_APP: tuple[tuple[str, ...], ...] = (
-    ("databricks_host",),
-    ("service_bus_connection", "service_bus_namespace"),
-    ("tables_endpoint", "tables_connection_string"),
-    ("acs_endpoint",),
-    ("sender_email",),
-    ("escalation_emails",),
+    ("DATABRICKS_HOST",),
+    ("SERVICE_BUS_CONNECTION", "SERVICE_BUS_CONNECTION__fullyQualifiedNamespace"),
+    ("TABLES_ENDPOINT", "TABLES_CONNECTION_STRING"),
+    ("ACS_ENDPOINT",),
+    ("SENDER_EMAIL",),
+    ("ESCALATION_EMAILS",),
 )
 """Groups of settings without which the function app cannot do its work; one of each group must be set."""
+
+NO_LONGER_USED = ("SMTP_SERVER", "SENDER_PASSWORD")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,19 @@ def follow_up_schedule() -> str:
     return schedule("FOLLOW_UP_SCHEDULE", schedules.FOLLOW_UP)
 
 
+def missing_settings() -> tuple[str, ...]:
+    """The settings that the function app lacks, alternatives joined by `or`. Reads the environment alone: it is quick."""
+    return tuple(" or ".join(group) for group in REQUIRED_BY_APP if not any(os.environ.get(name) for name in group))
+
+
+def report_at_start() -> None:
+    """Say in the log, once and while the app is indexed, what will not work, so that nobody has to wait for a failure."""
+    if missing := missing_settings():
+        logger.error("missing settings: %s", "; ".join(missing))
+    if unused := [name for name in NO_LONGER_USED if os.environ.get(name)]:
+        logger.warning("no longer used, mail goes through ACS_ENDPOINT: %s", ", ".join(unused))
+
+
 def current_settings(env_file: Path | None = None) -> "Settings":
     """Settings as the environment has them now. Raises ConfigurationError naming every wrong one."""
     from shared.settings import load_settings
@@ -72,9 +90,11 @@ def services() -> Services:
 
 @cache
 def _services() -> Services:
-    settings = current_settings()
-    settings.require(*REQUIRED_BY_APP)
-    return build(settings)
+    from shared.errors import ConfigurationError
+
+    if missing := missing_settings():
+        raise ConfigurationError(f"missing settings: {'; '.join(missing)}", names=missing)
+    return build(current_settings())
 
 
 def build(settings: "Settings") -> Services:

@@ -99,6 +99,30 @@ class Change:
         return cls(ChangeKind(kind), name, value)
 
 
+@dataclass(frozen=True, slots=True)
+class SettingChange:
+    """One value that a retry uses instead of another: in the job's settings while it runs, or for the repair alone.
+
+    `change` is what was asked for. `target` is `job_cluster:KEY`, `task:KEY`, `job` (their entry in the job's settings),
+    `parameter:NAME` or `repair` (the last two are sent with the repair and leave the job untouched); `path` leads from
+    the target to the value. `old` and `new` are raw JSON; None = absent. `why` is one sentence for people.
+    `cost_factor` is the price of the compute for the same time by this change alone: 1.0 = the same, 2.0 = double.
+    """
+
+    change: Change
+    target: str
+    path: tuple[str, ...]
+    old: Any
+    new: Any
+    why: str
+    cost_factor: float = 1.0
+
+    @property
+    def edits_job(self) -> bool:
+        """Whether the job's settings must be edited, and put back afterwards."""
+        return self.target == "job" or self.target.startswith(("job_cluster:", "task:"))
+
+
 class ComputeKind(StrEnum):
     """What a task ran on; it settles what can be changed."""
 
@@ -203,6 +227,26 @@ class JobFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeType:
+    """A kind of machine that the workspace offers. Memory in MB (of 2**20 bytes), local disk in GB (0 = none).
+
+    `is_arm` = another processor architecture, so that native libraries built for x86 do not run on it.
+    `is_available` = neither deprecated, hidden, missing in the region nor forbidden by the subscription.
+    """
+
+    node_type_id: str
+    memory_mb: int
+    num_cores: float
+    category: str
+    num_gpus: int = 0
+    is_arm: bool = False
+    photon_driver_capable: bool = False
+    photon_worker_capable: bool = False
+    local_disk_gb: int = 0
+    is_available: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class NewerRun:
     """A run of the same job that started after the failed one."""
 
@@ -259,7 +303,10 @@ class RunState:
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """A run with all that is needed to decide about it. `failures` are its root-cause tasks only."""
+    """A run with all that is needed to decide about it. `failures` are its root-cause tasks only.
+
+    `node_types` are those of the workspace; empty where no failed task ran on a job cluster or they cannot be read.
+    """
 
     run: RunState
     task_count: int
@@ -267,6 +314,7 @@ class RunFacts:
     job: JobFacts | None
     newer_runs: tuple[NewerRun, ...]
     parent: str = ""
+    node_types: tuple[NodeType, ...] = ()
 
     @property
     def tags(self) -> Mapping[str, str]:
@@ -328,7 +376,7 @@ class Decision:
     `recommended` is what the evidence calls for, `decision` what limits, history and compute permit now.
     `latest_repair_id` is frozen here: the repair is sent with it and never with a fresher one (compare-and-swap).
     `delay_seconds` is the backoff before the retry. `carried_out` False = only recorded and mailed, and
-    `not_carried_out_why` says why.
+    `not_carried_out_why` says why. `setting_changes` are the permitted `changes`, settled: which values become which.
     """
 
     failure_id: FailureId
@@ -348,6 +396,7 @@ class Decision:
     delay_seconds: float = 0.0
     carried_out: bool = True
     not_carried_out_why: str = ""
+    setting_changes: tuple[SettingChange, ...] = ()
 
 
 class AttemptKind(StrEnum):

@@ -11,6 +11,7 @@ from shared.domain import (
     Event,
     Evidence,
     Incident,
+    Json,
     Pause,
     RunFacts,
     RunState,
@@ -55,16 +56,30 @@ class JobRuns(Protocol):
         latest_repair_id: int | None,
         job_parameters: Mapping[str, str],
         legacy_parameters: Mapping[str, object],
+        performance_target: str | None = None,
     ) -> int:
         """Rerun all failed tasks and what depends on them; the repair id.
 
-        `latest_repair_id` is a compare-and-swap. Raises RepairRefusedError where the run has changed since (or is
+        `latest_repair_id` is a compare-and-swap; `performance_target` is for serverless tasks, None = as the job has
+        it. Raises RepairRefusedError where the run has changed since (or is
         active), RepairImpossibleError where it can never be repaired, OutcomeUnknownError where no answer came.
         """
         ...
 
     def run_now(self, workspace: str, job_id: int, *, token: str, job_parameters: Mapping[str, str]) -> int:
         """Start a new run of the job; its run id. The same token gives the same run, however often it is sent."""
+        ...
+
+    def job_settings(self, workspace: str, job_id: int) -> Json:
+        """The job's settings as they are now, as raw JSON with nothing lost: ceil(n / 100) calls for n tasks."""
+        ...
+
+    def update_job(self, workspace: str, job_id: int, *, new_settings: Json, fields_to_remove: Sequence[str]) -> None:
+        """Change the job: top-level fields are replaced whole; `tasks` and `job_clusters` are merged by their key.
+
+        `fields_to_remove` are names of top-level fields. Raises PermanentError where Databricks refuses (a cluster
+        policy, a wrong value), OutcomeUnknownError where no answer came: the update may have landed or may still land.
+        """
         ...
 
 

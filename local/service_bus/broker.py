@@ -23,7 +23,7 @@ from enum import Enum
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from local.service_bus.message import BrokerFields, Content, render_message
+from local.service_bus.message import Content, render_message
 
 DEAD_LETTER_SUFFIX = "/$DeadLetterQueue"
 MAX_DELIVERIES_REASON = "MaxDeliveryCountExceeded"
@@ -58,16 +58,23 @@ class QueueConfig:
 
 def read_queue_configs(path: Path) -> list[QueueConfig]:
     """The queues of a JSON file: a list of objects with the fields of `QueueConfig`. Raises `ValueError`."""
-    known = {config_field.name for config_field in fields(QueueConfig)}
     entries = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(entries, list):
-        raise ValueError(f"{path}: expected a list of queues")  # noqa: TRY004 - the file is wrong, not a type in the program
+        raise ValueError(f"{path}: expected a list of queues")  # noqa: TRY004 - the file is wrong, not the program
+    numbers = {config_field.name for config_field in fields(QueueConfig)} - {"name"}
     for entry in entries:
-        if not isinstance(entry, dict) or "name" not in entry or not entry.keys() <= known:
-            raise ValueError(
-                f"{path}: a queue has a name and may have {', '.join(sorted(known - {'name'}))}; got {entry!r}"
-            )
+        if not _is_queue(entry, numbers):
+            options = ", ".join(sorted(numbers))
+            raise ValueError(f"{path}: a queue has a name and may have numbers for {options}; got {entry!r}")
     return [QueueConfig(**entry) for entry in entries]
+
+
+def _is_queue(entry: object, numbers: set[str]) -> bool:
+    match entry:
+        case {"name": str(), **options}:
+            return options.keys() <= numbers and all(isinstance(value, int | float) for value in options.values())
+        case _:
+            return False
 
 
 class State(Enum):
@@ -98,14 +105,12 @@ class Message:
         """The message as its receiver gets it."""
         return render_message(
             self.content,
-            BrokerFields(
-                sequence_number=self.sequence_number,
-                delivery_count=self.delivery_count,
-                enqueued_at=self.enqueued_at,
-                locked_until=self.locked_until if self.state is State.LOCKED else None,
-                state=1 if self.deferred else 2 if self.state is State.SCHEDULED else 0,
-                dead_letter=self.dead_letter,
-            ),
+            sequence_number=self.sequence_number,
+            delivery_count=self.delivery_count,
+            enqueued_at=self.enqueued_at,
+            locked_until=self.locked_until if self.state is State.LOCKED else None,
+            state=1 if self.deferred else 2 if self.state is State.SCHEDULED else 0,
+            dead_letter=self.dead_letter,
         )
 
 

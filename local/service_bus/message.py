@@ -38,22 +38,6 @@ class Content:
     body: bytes = b""
 
 
-@dataclass(frozen=True)
-class BrokerFields:
-    """What the service adds to a message when it hands it out. Times in seconds since 1970-01-01 UTC.
-
-    `state` is `x-opt-message-state`: 0 active, 1 deferred, 2 scheduled. `dead_letter` are the application properties
-    that a message gains in a dead-letter queue.
-    """
-
-    sequence_number: int
-    delivery_count: int
-    enqueued_at: float
-    locked_until: float | None
-    state: int
-    dead_letter: dict[str, str]
-
-
 def parse_transfer(payload: bytes, message_format: int) -> list[Content]:
     """The messages in one transfer: one, or those of a batch. Raises `CodecError`."""
     if message_format != BATCH_FORMAT:
@@ -89,19 +73,32 @@ def parse_message(payload: bytes) -> Content:
     )
 
 
-def render_message(content: Content, broker: BrokerFields) -> bytes:
-    """The bytes a receiver gets. The header is always there: without it the client has no delivery count."""
-    header = [*(content.header + [None] * 4)[:4], UInt(broker.delivery_count)]
+def render_message(
+    content: Content,
+    *,
+    sequence_number: int,
+    delivery_count: int,
+    enqueued_at: float,
+    locked_until: float | None,
+    state: int,
+    dead_letter: dict[str, str],
+) -> bytes:
+    """The bytes a receiver gets: the content and what the service adds. Times in seconds since 1970-01-01 UTC.
+
+    `state` is `x-opt-message-state`: 0 active, 1 deferred, 2 scheduled. `dead_letter` are the application properties
+    that a message gains in a dead-letter queue. The header is always there: it carries the delivery count.
+    """
+    header = [*(content.header + [None] * 4)[:4], UInt(delivery_count)]
     annotations = content.annotations | {
-        Symbol("x-opt-sequence-number"): Long(broker.sequence_number),
-        Symbol("x-opt-enqueued-time"): _timestamp(broker.enqueued_at),
-        Symbol("x-opt-message-state"): Int(broker.state),
+        Symbol("x-opt-sequence-number"): Long(sequence_number),
+        Symbol("x-opt-enqueued-time"): _timestamp(enqueued_at),
+        Symbol("x-opt-message-state"): Int(state),
     }
-    if broker.locked_until is not None:
-        annotations[Symbol("x-opt-locked-until")] = _timestamp(broker.locked_until)
+    if locked_until is not None:
+        annotations[Symbol("x-opt-locked-until")] = _timestamp(locked_until)
     application_properties = content.application_properties
-    if broker.dead_letter:
-        application_properties = _with_properties(application_properties, broker.dead_letter)
+    if dead_letter:
+        application_properties = _with_properties(application_properties, dead_letter)
     return (
         encode_section(HEADER, header)
         + encode_section(ANNOTATIONS, annotations)

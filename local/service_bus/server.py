@@ -130,9 +130,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio; the locks of the client's messages stay and end by themselves."""
-        for session in self._sessions.values():
-            session.end()
-        self._sessions.clear()
+        self._end_sessions()
         self._transport = None
 
     def data_received(self, data: bytes) -> None:
@@ -218,8 +216,15 @@ class Connection(asyncio.Protocol):
     def _close(self, condition: str | None = None, description: str = "") -> None:
         error = error_value(condition, description) if condition else None
         self._write(0, Kind.CLOSE, error=error)
+        self._end_sessions()
         if self._transport:
             self._transport.close()
+            self._transport = None
+
+    def _end_sessions(self) -> None:
+        for session in self._sessions.values():
+            session.end()
+        self._sessions.clear()
 
 
 @contextmanager

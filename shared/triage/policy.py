@@ -4,6 +4,7 @@
 Neither knows the mode: a mode never changes a decision, it settles whether the decision is carried out (`carry_out`).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,6 +16,9 @@ MODE_TAG = "failure-agent"
 OWNER_TAG = "failure-agent-owner"
 MAX_ATTEMPTS_TAG = "failure-agent-max-attempts"
 IDEMPOTENT_TAG = "failure-agent-idempotent"
+
+ONE_ADDRESS = re.compile(r"[\w.+-]+@[\w.-]+", re.ASCII)
+"""Exactly one plain address: a list, a display name or a second @ could carry a recipient past the domain check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +232,10 @@ def recipients_of(
     Whoever can edit a job must not be able to send error texts anywhere.
     """
     named = tags.get(OWNER_TAG, "").strip()
-    if named in owners:
-        return tuple(part.strip() for part in owners[named].split(",") if part.strip())
+    resolved = tuple(part.strip() for part in owners.get(named, "").split(",") if part.strip())
+    if resolved:
+        return resolved
     domain = named.rpartition("@")[2].lower()
-    if "@" in named and domain in {allowed.lower() for allowed in allowed_domains}:
+    if ONE_ADDRESS.fullmatch(named) and domain in {allowed.lower() for allowed in allowed_domains}:
         return (named,)
     return tuple(default)

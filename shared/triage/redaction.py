@@ -188,6 +188,8 @@ def _wraps(text: str) -> list[tuple[int, int]]:
         start = found.start()
         while start and text[start - 1] in "\r\\":
             start -= 1
+        if _STARTS_A_LINE.match(found.group(1)) and text[start - 1 : start] not in tuple("0123456789.:"):
+            continue
         before = _TOKEN_BEFORE.search(text, max(0, start - 80), start)
         if before and _is_wrap(before.group(), found.group(1), found.group(2)):
             wraps.append((start, found.end()))
@@ -310,17 +312,19 @@ _SHAPES = (
     _shape("credential", "BEARER", r"BEARER[ :=\"']{1,4}([\w.~+/=\-]{8,8000})", _is_credential),
     _shape("credential", "asic", r"\b[Bb]asic ([A-Za-z0-9+/]{8,800}={0,2})", _is_credential),
     _shape("signature", "Signature=", r"Signature=([\w+/=\-]{20,2000})"),
-    _shape("credential", "uthorization AUTHORIZATION", r"(?:[Aa]uthorization|AUTHORIZATION)[\"']{0,2}\s?[:=,]\s{0,2}[\"']?(?:SharedKey(?:Lite)? [\w\-]{1,60}:|(?:[Bb]earer|[Bb]asic|[Tt]oken|[Dd]igest|[Nn]egotiate|NTLM|[Aa]pi[Kk]ey|GenieKey)[ :]\s?|)(?:token=)?[\"']?([\w.~+/=\-]{8,8000})", _is_credential),
+    _shape("credential", "uthorization AUTHORIZATION", r"(?:[Aa]uthorization|AUTHORIZATION)[\"']{0,2}\s?[:=,]\s{0,2}[\"']?(?:SharedKey(?:Lite)? [\w\-]{1,60}:|[A-Za-z][\w\-]{1,30}[ :]\s?|)(?:token=)?[\"']?([\w.~+/=\-]{8,8000})", _is_credential),
     _shape("password", "://", r"://[^\s/@:\"'<>\[\]]{0,128}:((?!\[redacted:)[^\s/\"'<>]{1,300})@(?=[\w\[.\-$*{])"),
     _shape("password", "://", r"://[^\s/@:\"'<>\[\]]{0,128}:((?!\[redacted:)[^\s@\"'<>]{1,300})@(?=[\w\[\-]{1,60}\.[\w.\-]{2,60}(?:[:/\s\"']|$))"),
     _shape("token", "://", r"://([^\s/@:\"'<>\[\]]{20,300})@(?=[\w.\-])", _has_digit_and_letter),
     _shape("password", "oracle:thin:", r"oracle:thin:[^\s/@]{1,80}/([^\s@]{1,128})@"),
     _shape("password", "curl wget http", r"(?:curl|wget|https?)\b[^\n]{0,300}?\s(?:-u|--user)[ =]{0,2}[\"']?[^\s:\"']{1,80}:([^\s\"']{1,200})"),
-    _shape("password", "mysql sshpass", r"(?:mysql\w{0,10}|sshpass)\b[^\n]{0,300}?\s-p ?[\"']?([^\s\"']{4,128})"),
-    _shape("password", "login LOGIN", r"\b(?:login|LOGIN) \S{1,80}\s{1,4}(?:password|PASSWORD)\s{1,4}(\S{1,128})"),
+    _shape("password", "mysql sshpass login", r"(?:mysql\w{0,10}|sshpass|login)\b[^\n]{0,300}?\s-p ?[\"']?([^\s\"']{4,128})"),
+    _shape("password", "login LOGIN", r"\b(?:login|LOGIN) \S{1,80}\s{1,4}(?:password|PASSWORD)\s{1,4}(\S{1,128})", _is_scrap),
     _shape("password", "dentified DENTIFIED", r"(?i:identified\s{1,3}by)\s{1,3}(?:(?i:password)\s)?[\"']?([^\s\"';]{1,128})"),
     _shape("password", "5432: 3306: 1433: 1521: 5439:", r"(?m:^)\s{0,8}[\w.\-*]{1,120}:(?:5432|3306|1433|1521|5439):[\w*\-]{1,64}:[\w*\-.]{1,64}:(\S{4,128})"),
-    _shape("cookie", "ookie COOKIE", r"(?:[Cc]ookie|COOKIE)[\"']{0,2}\s?[:=]\s{0,2}[\"']?([^\n\"'\s=;]{1,80}=(?!\[redacted:)[^\n\"']{1,4000})"),
+    _shape("cookie", "ookie COOKIE", r"(?:[Cc]ookie|COOKIE)[\"']{0,2}\s?[:=]\s{0,2}[\"']?([^\n\"'\s=;]{1,80}=(?!\[redacted:)[^\s;\"']{1,4000}(?:; ?[^\s;\"']{1,4000}){0,40})"),
+    _shape("password", "assword", r"[Pp]assword\b[^\n\"'=:]{0,40}[\"']([^\s\"']{6,128})[\"']", _is_random),
+    _shape("password", "redis", r"(?:redis-cli\b[^\n]{0,200}? -a|\brequirepass)\s{1,4}[\"']?([^\s\"']{4,256})"),
     _shape("key", "=", r"(?<![\w+/=\-])([A-Za-z0-9+/]{86}==)(?![\w=])", _is_random),
     _shape("key", "=", r"(?<![\w+/=\-:])([A-Za-z0-9+/]{43}=)(?![\w=])", _is_random),
     _shape("azure-devops-token", "", _ALONE + r"[a-z2-7]{52}" + _END, _has_digit_and_letter),
@@ -345,7 +349,7 @@ _IPV6 = re.compile(
     r"(?:%\w{1,12})?(?![\w:])"
 )
 _VERSION_BEFORE = re.compile(
-    r"(?:\bv|\bver\.?|version|release|runtime|\bdbr|build|upgrade\w{0,2}|jdbc\d?|oracle(?: database)?|package|library|"
+    r"(?:\bv|\bver\.?|version|release|runtime|\bdbr|build|upgrad\w{1,4}(?: from)?|\b(?:java|jdk|python|scala|spark|photon|delta|hadoop|hive|kafka|node|odbc)|jdbc\d?|oracle(?: database)?|package|library|"
     r"[=><~!^]=|[-_@]|\w==|\.x|\bfrom \d[\d.]{0,12} to)[\s:=\"'(]{0,3}$",
     re.IGNORECASE,
 )
@@ -412,7 +416,7 @@ def _is_somebodys_address(found: re.Match[str]) -> bool:
 # --- values that are secret because of their name --------------------------------------------------------------------
 
 _NAME = re.compile(r"[A-Za-z_][\w.\-]{1,120}")
-_ASSIGNED = re.compile(r"[\"'\])]{0,3}\s{0,3}(?:=>|:=|={1,2}|:|[\"'] ?, ?(?=[\"']))\s{0,3}[bru]?")
+_ASSIGNED = re.compile(r"[\"'\])]{0,3}\s{0,3}(?:=>|->|:=|={1,2}|:|[\"'] ?, ?(?=[\"']))\s{0,3}[bru]?")
 _XML = re.compile(r">(?:</name>\s{0,40}<value>)?|</name>\s{0,40}<value>")
 _SPACE = re.compile(r"\s{1,3}(?:(?:is|was|value|of) )?[:=]?\s{0,2}")
 _QUOTED = {'"': re.compile(r'[^"\n]{1,8000}'), "'": re.compile(r"[^'\n]{1,8000}"), "`": re.compile(r"[^`\n]{1,8000}")}
@@ -448,6 +452,7 @@ _PLACEHOLDER = re.compile(
 _SERVICE_BEFORE = re.compile(r"(?:api|access|secret|account|private|client|auth|service|subscription|storage) $", re.IGNORECASE)
 _IDENTIFIER = re.compile(r"[A-Za-z_]{1,24}(?:\.[A-Za-z_]{1,24}){0,4}")
 _WORD = re.compile(r"[A-Za-z][a-z]{0,30}[.,:;!?]?")
+_SLUG = re.compile(r"[a-z]{1,24}\d{0,4}(?:[-_./:][a-z]{0,24}\d{0,4}){1,8}")
 
 
 class _Trust(Enum):
@@ -535,7 +540,8 @@ def _is_told_secret(value: re.Match[str], name: _Name, is_quoted: bool) -> bool:
     """`password hunter2`, `the token 9f86…`: without a sign between them only what no sentence would hold."""
     secret = value.group()
     if name.trust is _Trust.ANY:
-        return len(secret) >= 8 and " " not in secret and (is_quoted or _has_digit_and_letter(secret)) and not _WORD.fullmatch(secret)
+        is_made_up = is_quoted or _has_digit_and_letter(secret) or _is_scrap(secret)
+        return len(secret) >= 8 and " " not in secret and is_made_up and not _WORD.fullmatch(secret) and not _SLUG.fullmatch(secret)
     return len(secret) >= 16 and _looks_secret(secret, name.trust)
 
 
@@ -545,6 +551,8 @@ def _looks_secret(value: str, trust: _Trust) -> bool:
     if trust is _Trust.UNCLEAR:
         return len(value) >= 20 and _is_random(value)
     if value.replace(".", "").replace("-", "").replace(":", "").isdigit():
+        return False
+    if _SLUG.fullmatch(value):
         return False
     if _has_digit_and_letter(value):
         return True

@@ -136,10 +136,10 @@ def _goes_on_to_fail(text: str, found: re.Match[str], evidence: Evidence) -> boo
 
     A platform's own record is believed wherever it stands.
     """
-    if not evidence.exception_types or _PLATFORM_RECORD.search(knowledge.lines_of_match(text, found)):
+    if _PLATFORM_RECORD.search(knowledge.lines_of_match(text, found)):
         return False
     rest = text[found.end() :]
-    return any(cause in rest and not _CANCEL_WORDS.search(cause) for cause in evidence.causes)
+    return any(name in rest and not _CANCEL_WORDS.search(name) for name in evidence.exception_types)
 
 
 _LOW_LEVEL = re.compile(r"(?:^|[\s\[|])(?:WARN(?:ING)?|INFO|DEBUG)(?=[\s\]|:,]|$)")

@@ -353,6 +353,7 @@ def test_queues_are_found_by_path_in_any_letter_case() -> None:
         ({"name": "work"}, "expected a list"),
         ([{"lock_seconds": 60}], "a queue has a name"),
         ([{"name": "work", "lock_secs": 60}], "lock_secs"),
+        ([{"name": "work", "lock_seconds": "60"}], "numbers for"),
     ],
 )
 def test_a_faulty_queue_file_is_named(tmp_path: Path, document: object, fault: str) -> None:

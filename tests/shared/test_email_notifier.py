@@ -220,7 +220,7 @@ def test_a_service_that_is_not_there_is_a_transient_error() -> None:
     ("fault", "mails"), [({"kind": "drop_before"}, 0), ({"kind": "drop_after"}, 1), ({"kind": "slow", "seconds": 5}, 1)]
 )
 def test_a_mail_without_an_answer_is_doubtful_and_not_sent_again(
-    service: Service, fault: dict[str, object], mails: int
+    service: Service, fault: dict[str, Any], mails: int
 ) -> None:
     service.set_fault(**fault)
 
@@ -253,7 +253,7 @@ def test_the_service_remembers_whether_a_doubtful_mail_was_accepted(service: Ser
     ],
 )
 def test_asking_about_a_mail_is_never_a_doubtful_write(
-    service: Service, fault: dict[str, object], expected: type[AgentError]
+    service: Service, fault: dict[str, Any], expected: type[AgentError]
 ) -> None:
     service.set_fault(OPERATION, **fault)
 

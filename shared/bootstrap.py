@@ -63,12 +63,12 @@ def follow_up_schedule() -> str:
 
 
 def missing_settings() -> tuple[str, ...]:
-    """The settings that the function app lacks, alternatives joined by `or`. Reads the environment alone: it is quick."""
+    """The settings that the function app lacks, alternatives joined by `or`. Reads the environment alone."""
     return tuple(" or ".join(group) for group in REQUIRED_BY_APP if not any(os.environ.get(name) for name in group))
 
 
 def report_at_start() -> None:
-    """Say in the log, once and while the app is indexed, what will not work, so that nobody has to wait for a failure."""
+    """Say in the log, while the app is indexed, what will not work, so that nobody has to wait for a failure."""
     if missing := missing_settings():
         logger.error("missing settings: %s", "; ".join(missing))
     if unused := [name for name in NO_LONGER_USED if os.environ.get(name)]:

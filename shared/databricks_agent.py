@@ -147,8 +147,9 @@ class DatabricksAgent:
         started_at = self._now()
         scan = self._history.read_scan(workspace)
         active = self._runs.active_runs(workspace)
+        job_ids = self._engine.limits.job_ids
         if scan is None:
-            self._history.save_scan(detection.first_scan(workspace, active, started_at))
+            self._history.save_scan(detection.first_scan(workspace, active, job_ids=job_ids, started_at=started_at))
             return 0
         overlap = self._settings.overlap
         completed = self._runs.completed_runs(workspace, started_after=detection.window_start(scan, overlap))
@@ -156,7 +157,7 @@ class DatabricksAgent:
             scan,
             active,
             completed,
-            job_ids=self._engine.limits.job_ids,
+            job_ids=job_ids,
             overlap=overlap,
             started_at=started_at,
         )

@@ -24,9 +24,16 @@ def window_start(scan: ScanState, overlap: timedelta) -> datetime:
     return scan.watermark - overlap
 
 
-def first_scan(workspace: str, active: Iterable[RunSummary], now: datetime) -> ScanState:
+def first_scan(
+    workspace: str, active: Iterable[RunSummary], *, job_ids: frozenset[int], started_at: datetime
+) -> ScanState:
     """The very first tick: what failed before it is history, what is active now is watched."""
-    return ScanState(workspace, now, frozenset(run.run_id for run in active), {}, now)
+    return ScanState(workspace, started_at, frozenset(watched_of(active, job_ids)), {}, started_at)
+
+
+def watched_of(runs: Iterable[RunSummary], job_ids: frozenset[int]) -> dict[int, RunSummary]:
+    """The runs of the jobs that are looked after, by id. Empty `job_ids` = all jobs."""
+    return {run.run_id: run for run in runs if not job_ids or run.job_id in job_ids}
 
 
 def plan_tick(
@@ -39,9 +46,8 @@ def plan_tick(
     started_at: datetime,
 ) -> TickPlan:
     """`started_at` is the time just before the lists were read: the next watermark. Empty `job_ids` = all jobs."""
-    watched = {run.run_id for run in active if not job_ids or run.job_id in job_ids}
-    ended = {run.run_id: run for run in completed if not job_ids or run.job_id in job_ids}
-    watched -= ended.keys()
+    ended = watched_of(completed, job_ids)
+    watched = watched_of(active, job_ids).keys() - ended.keys()
     left = scan.active - watched
     fresh = {run_id for run_id, run in ended.items() if scan.seen.get(run_id) != milliseconds(run.end_time)}
     succeeded = {run_id for run_id, run in ended.items() if not run.is_failed}

@@ -4,6 +4,7 @@ Faults are given per method, oldest first. `fake.faults.before["send"]` is raise
 `fake.faults.after["send"]` once everything was done: the effect landed, its answer was lost. None lets one call pass.
 """
 
+import copy
 import functools
 import inspect
 from collections import defaultdict
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared import ports
 from shared.decision_history import InMemoryDecisionHistory
-from shared.domain import Diagnosis, EscalationMail, Evidence, Repair, RunFacts, RunState, RunSummary
+from shared.domain import Diagnosis, EscalationMail, Evidence, JobFacts, Json, Repair, RunFacts, RunState, RunSummary
 from shared.errors import RepairRefusedError, RunNotFoundError, TransientError
 from shared.ports import OutgoingMessage
 from tests.builders import NOW, WORKSPACE, build_run_facts, build_run_state
@@ -104,6 +105,7 @@ class FakeJobRuns:
 
     Repairs follow the documented rules: refused while the run is active, has succeeded, or where `latest_repair_id` is
     not the run's own; an accepted one makes the run active. Repair ids count from 9001, new run ids from 5001.
+    A job update replaces top-level fields and merges `tasks` and `job_clusters` by key; all runs of the job see it.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class FakeJobRuns:
         self.clock = clock or FakeClock()
         self.repairs: list[RepairMade] = []
         self.started: list[RunStarted] = []
+        self.job_updates: list[tuple[int, Json]] = []
         self.tokens: dict[str, int] = {}
         self._workspaces = workspaces
         self._facts: dict[tuple[str, int], RunFacts] = {}
@@ -131,6 +134,10 @@ class FakeJobRuns:
         """Replace the state of a run, leaving its other facts; a run that is not there gets default facts."""
         facts = self._facts.get((run.workspace, run.run_id))
         self.put(replace(facts, run=run) if facts else build_run_facts(run=run))
+
+    def put_running(self, run: RunState) -> None:
+        """Like `put_state`, with the run active."""
+        self.put_state(_running(run))
 
     def remove(self, run_id: int, *, workspace: str = WORKSPACE) -> None:
         """Make the run gone, as Databricks does after 60 days."""
@@ -217,6 +224,30 @@ class FakeJobRuns:
         self.put_state(_running(run))
         return run_id
 
+    def job_settings(self, workspace: str, job_id: int) -> Json:
+        return copy.deepcopy(self._job(workspace, job_id).settings)
+
+    def update_job(self, workspace: str, job_id: int, *, new_settings: Json, fields_to_remove: Sequence[str]) -> None:
+        job = self._job(workspace, job_id)
+        merged = {**job.settings, **copy.deepcopy(new_settings)}
+        for name, key in (("tasks", "task_key"), ("job_clusters", "job_cluster_key")):
+            if name in new_settings:
+                items = {item[key]: item for item in (*job.settings.get(name, ()), *merged[name])}
+                merged[name] = list(items.values())
+        for name in fields_to_remove:
+            merged.pop(name, None)
+        self.job_updates.append((job_id, merged))
+        changed = replace(job, settings=merged)
+        for key, facts in self._facts.items():
+            if facts.job and key[0] == workspace and facts.job.job_id == job_id:
+                self._facts[key] = replace(facts, job=changed)
+
+    def _job(self, workspace: str, job_id: int) -> JobFacts:
+        for (of, _), facts in self._facts.items():
+            if of == workspace and facts.job and facts.job.job_id == job_id:
+                return facts.job
+        raise RunNotFoundError(f"job {job_id} of workspace {workspace} does not exist")
+
 
 def _running(run: RunState) -> RunState:
     return replace(
@@ -274,6 +305,7 @@ class FakeActionQueues:
     """Queues with duplicate detection that never forgets an id.
 
     `sent` holds every message handed over, dropped repetitions included; `waiting` what a receiver would get.
+    `detects_duplicates` False = the window of duplicate detection has always passed.
     `accept_only` = k makes the next send accept k messages and then fail, as a broken batch does.
     """
 
@@ -282,13 +314,14 @@ class FakeActionQueues:
         self.sent: list[tuple[str, OutgoingMessage]] = []
         self.waiting: defaultdict[str, list[OutgoingMessage]] = defaultdict(list)
         self.accept_only: int | None = None
+        self.detects_duplicates = True
         self._ids: set[tuple[str, str]] = set()
 
     def send(self, queue: str, messages: Sequence[OutgoingMessage]) -> None:
         accepted, self.accept_only = messages[: self.accept_only], None
         for message in accepted:
             self.sent.append((queue, message))
-            if (queue, message.message_id) not in self._ids:
+            if not self.detects_duplicates or (queue, message.message_id) not in self._ids:
                 self._ids.add((queue, message.message_id))
                 self.waiting[queue].append(message)
         if len(accepted) < len(messages):

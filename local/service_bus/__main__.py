@@ -41,7 +41,10 @@ def main() -> None:
         broker = Broker(read_queue_configs(arguments.queues))
     except (OSError, ValueError) as error:
         parser.error(f"--queues: {error}")
-    asyncio.run(serve(broker, arguments.port, arguments.status_port))
+    try:
+        asyncio.run(serve(broker, arguments.port, arguments.status_port))
+    except OSError as error:
+        parser.exit(1, f"cannot listen: {error}; choose another port, or 0 for a free one\n")
 
 
 if __name__ == "__main__":

@@ -351,7 +351,7 @@ _EXCEPTION_LINE = re.compile(
     r"(?:Exception in thread \"[^\"]{1,100}\" |Caused by: |: |E {1,8}|Error: |Suppressed: )?"
     r"((?:[A-Za-z_][\w$]{0,60}\.){0,12}[A-Z_][\w$]{0,90})(?::\s|:?$)"
 )
-_STAGE_FAILURE = re.compile(r"most recent failure: ?Lost task [^:]{1,200}?\):? ?|\(executor [^)]{1,80}\): ")
+_STAGE_FAILURE = re.compile(r"most recent failure: ?Lost task .{1,300}?\): |\(executor [^)]{1,80}\): ")
 _INLINE_CAUSE = re.compile(r"Caused by:? ")
 _ERROR_CLASS = re.compile(
     r"(?:\[|ErrorClass=|error_?[cC]ode[\"']?\s?[:=]\s?[\"']?|error[cC]lass[\"']?\s?[:=]\s?[\"']?)"
@@ -381,20 +381,27 @@ _SAYS_NOTHING = re.compile(
     r"|run failed with error message|.{0,60}error message:?|\S{1,120}(?:Exception|Error)[\s:]{0,60}(?:Traceback.{0,60})?)$",
     re.IGNORECASE,
 )
+_HEADLINE = re.compile(r".{0,60}?\b(?:Runtime|Database|Compilation|Dependency) Error in \w{1,20} \S")
+"""How dbt begins an error; the message stands on the next line."""
 _REMARK = re.compile(r"\[[a-z][\w .,\-]{1,60}\]|(?:parent|child|active|newer|next) (?:run|update)\b|last |iteration \d|refresh history")
 
 
 def _causes(lines: list[str], ranks: list[int]) -> tuple[str, ...]:
     """One-line causes, outermost first. Python prints the root first ("direct cause of the following"), Java last."""
     blocks: list[list[str]] = [[]]
+    previous = ""
     for line, following in pairwise([*lines, ""]):
         stripped = line.strip()
         if stripped.startswith(_SAYS_CHAIN):
+            blocks[-1] = blocks[-1] or [previous]
             blocks.append([])
+        elif _HEADLINE.match(stripped):
+            blocks[-1].append(f"{stripped} {following.strip()}")
         elif "most recent failure" in stripped or "Caused by" in stripped or _is_exception_line(stripped):
             if stripped.endswith(":") and not stripped.endswith("last):"):  # the message stands on the next line
                 stripped = f"{stripped} {following.strip()}"
             blocks[-1].extend(_unwrapped(stripped))
+        previous = stripped
     causes = [cause for block in reversed(blocks) for cause in block]
     if all(_SAYS_NOTHING.match(cause) for cause in causes):
         causes += _told_causes(lines, ranks)

@@ -13,6 +13,7 @@ from shared.domain import Evidence
 _MATCHED_LENGTH = 2_000
 """Characters of a line that take part; causes differ long before."""
 
+_CLASS = re.compile(r"\[([A-Z][A-Z0-9]{1,40}(?:_[A-Z0-9]{1,40}){1,10})(?:\.[A-Z0-9_]{2,90})?\]")
 _WRAPPER_CLASSES = frozenset(
     {"STREAM_FAILED", "TASK_WRITE_FAILED", "FAILED_EXECUTE_UDF", "FAILED_READ_FILE", "UNCLASSIFIED_ERROR"}
 )
@@ -37,9 +38,10 @@ _WRAPPERS = (
 _QUALIFIER = re.compile(r"\b(?:[a-z_][\w$]{0,60}\.){1,12}(?=[A-Z][\w$]{0,80}(?:Exception|Error|Interrupt|Exit|Failure|Fault)\b)")
 _TAILS = re.compile(
     r"(?:[;.]? ?SQLSTATE: ?\w{5}|; line \d+,? pos(?:ition)? \d+|Did you mean[^\]\n]{0,1000}\]?\.?|\(line \d+, pos(?:ition)? \d+\)"
-    r"|\(\w{1,40}\.(?:py|scala|java|c|cc|cpp):\d+\)|ClientConnectionId:\S{1,60}|\(Caused by .{0,1000}"
+    r"|\(\w{1,40}\.(?:py|scala|java|c|cc|cpp):\d+\)|ClientConnectionId:\S{1,60}"
     r"|Proxies: .{0,200}|Retry-After:? ?\d+)"
 )
+_INLINE_CAUSE = re.compile(r"\(Caused by (\w{1,80}).{0,2000}")
 _VARIABLE = re.compile(
     r"(?P<code>\b(?:AADSTS|ORA-|DPY-|KB|HY|TF|BUG)\d+"
     r"|(?:HTTP(?:/\d\.\d)?(?: Error| response code:?| status:?)?|[Ss]tatus ?[Cc]ode[=:]? ?|status[=:] ?|\bcode[=:]? ?|[Ee]rror ?[Cc]?o?d?e?[=:]? "
@@ -90,6 +92,7 @@ def normalise(line: str) -> str:
     """The line without what differs from one occurrence to the next; lower case, `#` for every number and id."""
     line = _unwrapped(line[:_MATCHED_LENGTH])
     line = _QUALIFIER.sub("", line)
+    line = _INLINE_CAUSE.sub(r" by \1", line)
     line = _TAILS.sub(" ", line)
     line = _VARIABLE.sub(_constant, line)
     line = _REPEATED.sub("#", line)
@@ -133,11 +136,11 @@ def _constant_host(host: str) -> str:
 
 def _telling_cause(evidence: Evidence) -> str:
     """The deepest cause with an error class of its own, else the deepest that says anything at all."""
-    for cause in reversed(evidence.causes):
-        classes = re.findall(r"\[([A-Z][A-Z0-9_]{3,80})(?:\.[A-Z0-9_]{2,90})?\]", cause[:_MATCHED_LENGTH])
-        if any(name not in _WRAPPER_CLASSES for name in classes if "_" in name):
+    causes = [cause for cause, outer in zip(evidence.causes, ("", *evidence.causes), strict=False) if f"(Caused by {cause}" not in outer]
+    for cause in reversed(causes):
+        if any(found.group(1) not in _WRAPPER_CLASSES for found in _CLASS.finditer(cause[:_MATCHED_LENGTH])):
             return cause
-    for cause in reversed(evidence.causes):
+    for cause in reversed(causes):
         if _WORD.search(_TYPE.sub("", _unwrapped(cause[:_MATCHED_LENGTH]), count=1)):
             return cause
     return evidence.deepest_cause

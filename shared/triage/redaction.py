@@ -523,7 +523,7 @@ def _is_assigned_secret(value: re.Match[str], name: _Name, is_quoted: bool) -> b
     after = text[value.end() : value.end() + 1]
     if not is_quoted:
         is_expression = after in ("[", "(") or "(" in secret[:40]
-        if is_expression or (after in (",", ")") and _IDENTIFIER.fullmatch(secret)):
+        if is_expression or (after in (",", ")") and _IDENTIFIER.fullmatch(secret) and not _is_scrap(secret)):
             return False
     if name.trust is _Trust.ANY:
         is_sentence = text[value.start() - 1] == " " and after == " " and _WORD.fullmatch(secret)

@@ -102,9 +102,10 @@ def _of_signatures(symptoms: Symptoms, evidence: Evidence, text: str, lowered: s
 def _finding(signature: Signature, found: re.Match[str], text: str, evidence: Evidence) -> Finding:
     verdict = signature.verdict
     tier, place = _TIERS[signature.weight], _place(found, text, evidence)
-    if verdict.decision is DecisionKind.SKIP and signature.weight is Weight.DECISIVE:
-        is_doubtful = verdict.category is Category.CANCELLED and _goes_on_to_fail(text, found, evidence)
-        tier = _HINT if is_doubtful else _HANDLED
+    if verdict.category is Category.CANCELLED and _goes_on_to_fail(text, found, evidence):
+        tier = _HINT
+    elif verdict.decision is DecisionKind.SKIP and signature.weight is Weight.DECISIVE:
+        tier = _HANDLED
     elif tier < _DECISIVE and place == _ELSEWHERE and _is_below_error(text, found):
         tier = _HINT
     words = (word.format(**found.groupdict()) for word in verdict.change_words)
@@ -276,22 +277,23 @@ def _decided(best: Finding, decision: DecisionKind) -> Finding:
 # --- untrusted text --------------------------------------------------------------------------------------------------
 
 _INSTRUCTION = re.compile(
-    r"\b(?:ignore|disregard|forget|override) (?:all |any |the |your )?(?:\w+ )?(?:previous|prior|above|earlier|other|instructions|rules)\b"
-    r"|\b(?:SYSTEM|ASSISTANT|DEVELOPER)(?: prompt| message| override)?: "
-    r"|\byou are (?:now )?(?:the |an? )?[\w -]{0,40}\b(?:agent|assistant|model|bot|triage|classifier)\b"
+    r"\b(?:ignore|disregard|forget|override) (?:all |any |the |your )?(?:\w+ )?"
+    r"(?:previous|prior|above|earlier|instructions|rules)\b"
+    r"|\b(?:SYSTEM|ASSISTANT|DEVELOPER)(?: prompt| message| override| note)?: "
+    r"|\byou are (?:now )?(?:the|an?) [\w -]{0,40}\b(?:agent|assistant|model|bot|triage|classifier)\b"
     r"|\b(?:note|message|notice|hint|instructions?|attention|info)\b[ :]{1,2}(?:to|for) (?:the |any |all )?(?:\w+ )?"
-    r"(?:automation|automations|agents?|ai\b|assistants?|triage|bots?|llm|model|reviewer|operator|responder|classifier|robots?)\b"
-    r"|\b(?:automation|triage|agent|bot|assistant|llm)s?\b[:,] ?(?:please|set|do|must|should|choose|answer|retry|skip|escalate|mark)\b"
-    r"|\b(?:decision|verdict|recommend(?:ed|ation)|classification|label|action|category|answer)\b[\"']? ?(?:[:=]|must be|should be|is) ?"
-    r"[\"']?(?:RETRY|RETRY_WITH_PARAMS|ESCALATE(?:_EMAIL)?|SKIP)\b"
-    r"|\b(?:mark|treat|classify|label|report|record|answer|handle) (?:this|it|the (?:run|failure|error|job)|as)\b[^\n]{0,60}"
-    r"|\b(?:please|must|should|always|just|only|kindly|to be|shall) (?:be )?(?:retry|repair|skip|escalate|rerun|re-run|skipped|retried|escalated|ignored)\b"
-    r"|\b(?:do not|don't|never|no need to) (?:retry|repair|escalate|page|alert|skip|e-?mail|notify|wake|rerun|restart)\b"
+    r"(?:automation|automations|agents?|ai|assistants?|triage|bots?|llm|responder|classifier|robots?)\b"
+    r"|\b(?:automation|triage|agent|bot|assistant|llm)s?\b[:,] ?"
+    r"(?:please|set|do|must|should|choose|answer|retry|skip|escalate|mark)\b"
+    r"|\b(?:decision|verdict|recommend(?:ed|ation)|classification|label|action|category|answer|diagnosis)\b"
+    r"[\"']? ?(?:[:=]|must be|should be|is) ?[\"']?(?:RETRY|RETRY_WITH_PARAMS|ESCALATE(?:_EMAIL)?|SKIP)\b"
+    r"|\b(?:mark|treat|classify|label|report|record|answer) (?:this|it|the (?:run|failure|error|job)) as\b"
+    r"|\b(?:always|just|simply|kindly|automatically) (?:retry|repair|skip|escalate|rerun|re-run)\b"
+    r"|\b(?:do not|don't|never|no need to) (?:repair|escalate|page|alert|skip|e-?mail|notify|wake)\b"
     r"|\b(?:rerun|retry|repair|restart) with (?:[\w:.]+_up|availability_on_demand|more_|other_|spark_conf|param)\w*"
     r"|<\|?/?(?:system|im_start|im_end|instructions?)\|?>",
     re.IGNORECASE,
 )
-
 
 _DATA_VALUE = re.compile(
     r"(\b(?:comments?|notes?|remarks?|desc|title|subject|text|payload|value|raw|rows?|record|header|feedback|review|memo"
@@ -327,7 +329,8 @@ def _without_instruction(line: str) -> str:
 
 _PLATFORM_RECORD = re.compile(
     r"\b(?:update_progress|flow_progress|user_action|create_update|pipeline_progress|maintenance_progress|taskinstance"
-    r"|airflow|scheduler|dagster|prefect|orchestrator|controller|data ?factory|adf|databricks|job[_ ]?run|jobs?|audit)\b",
+    r"|airflow|scheduler|dagster|prefect|orchestrator|controller|data ?factory|adf|databricks"
+    r"|job[_ ]?run|jobs?|audit)\b",
     re.IGNORECASE,
 )
 _STATUS_KEY = (

@@ -533,6 +533,7 @@ def types_in(value: object) -> object:
 
 
 @given(VALUES)
+@settings(deadline=None)
 def test_values_keep_their_type_on_the_wire(value: object) -> None:
     decoded = codec.decode(codec.encode(value))
     assert decoded == value
@@ -540,7 +541,7 @@ def test_values_keep_their_type_on_the_wire(value: object) -> None:
 
 
 @given(st.binary(max_size=40))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_random_bytes_are_a_value_or_a_codec_error(data: bytes) -> None:
     try:
         decoded = codec.decode(data)
@@ -550,7 +551,7 @@ def test_random_bytes_are_a_value_or_a_codec_error(data: bytes) -> None:
 
 
 @given(VALUES, st.data())
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_value_that_is_cut_off_is_a_codec_error(value: object, data: st.DataObject) -> None:
     encoded = codec.encode(value)
     with pytest.raises(CodecError):

@@ -77,7 +77,7 @@ def test_message_ids_name_the_failure_the_action_and_the_attempt() -> None:
         (body_with(failure_id=5), "failure_id"),
         (body_with(source="nowhere"), "source"),
         (body_with(password="s3cret-value"), "password"),
-        (b'{"run_id": ' + b"9" * 5000 + b"}", ""),
+        (b'{"run_id": ' + b"9" * 5000 + b"}", "body"),
     ],
     ids=range(17),
 )

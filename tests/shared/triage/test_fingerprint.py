@@ -1,0 +1,200 @@
+"""Pairs of failures: the same cause told differently must share a fingerprint, another object or service must not."""
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.domain import Symptoms
+from shared.triage.evidence import collect
+from shared.triage.fingerprint import fingerprint, normalise
+
+
+def _fingerprint(text: str) -> str:
+    return fingerprint(collect(Symptoms(error=text)))
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One cause: its text with `{}` for what names the object, and several such names. `¤` = a digit that varies."""
+
+    text: str
+    objects: tuple[str, ...] = ("",)
+    is_exception: bool = True
+
+
+CAUSES = (
+    Cause("org.apache.spark.sql.AnalysisException: [TABLE_OR_VIEW_NOT_FOUND] The table or view `main`.`{}` cannot be found. Verify the spelling. SQLSTATE: 42P01; line ¤¤ pos ¤¤", ("orders", "customers", "leads_v2")),
+    Cause("pyspark.errors.exceptions.captured.AnalysisException: [UNRESOLVED_COLUMN.WITH_SUGGESTION] A column, variable, or function parameter with name `{}` cannot be resolved. Did you mean one of the following? [`a`, `b`]. SQLSTATE: 42703", ("till_no", "store_id", "amount")),
+    Cause("ModuleNotFoundError: No module named '{}'", ("h3", "geopandas", "acme_tools")),
+    Cause("ImportError: cannot import name '{}' from 'pandas.core' (/databricks/python/lib/python3.11/site-packages/pandas/core/__init__.py)", ("isna", "concat")),
+    Cause("java.lang.IllegalArgumentException: Secret does not exist with scope: {} and key: db-password", ("kv-sap-prod", "kv-crm", "kv-dwh")),
+    Cause("com.databricks.common.client.DatabricksServiceHttpClientException: RESOURCE_DOES_NOT_EXIST: Scope {} does not exist!", ("run-demo", "run-prod")),
+    Cause("requests.exceptions.ConnectionError: HTTPSConnectionPool(host='{}', port=443): Max retries exceeded with url: /v1/x?day=2026-11-¤¤ (Caused by NewConnectionError('<urllib3.connection.HTTPSConnection object at 0x7f¤¤¤¤¤¤¤¤ab>: Failed to establish a new connection: [Errno 111] Connection refused'))", ("api.rates.example", "crm.acme.example", "sap.acme.example")),
+    Cause("java.net.UnknownHostException: {}", ("sales-prd.database.windows.net", "crm-db.internal", "lake.dfs.core.windows.net")),
+    Cause("urllib.error.HTTPError: HTTP Error {}", ("404: Not Found", "503: Service Unavailable", "401: Unauthorized")),
+    Cause("requests.exceptions.HTTPError: 503 Server Error: Service Unavailable for url: https://{}/v1/prices/¤¤¤¤?page=¤¤", ("api.rates.example", "tiles.geo.example")),
+    Cause("com.microsoft.sqlserver.jdbc.SQLServerException: The TCP/IP connection to the host {}, port 1¤¤¤ has failed. Error: \"connect timed out. Verify the connection properties.\". ClientConnectionId:¤¤¤¤¤¤¤¤-1671-491c-b76a-4aa7b5fb6b51", ("sales.database.windows.net", "crm.database.windows.net")),
+    Cause("org.postgresql.util.PSQLException: ERROR: relation \"{}\" does not exist", ("public.accounts", "public.orders")),
+    Cause("org.postgresql.util.PSQLException: FATAL: password authentication failed for user \"{}\"", ("etl", "reporting")),
+    Cause("java.sql.SQLException: ORA-00942: table or view \"{}\" does not exist", ("FIN.GL_LINES", "FIN.ACCOUNTS")),
+    Cause("java.lang.ClassNotFoundException: {}", ("org.postgresql.Driver", "com.mysql.cj.jdbc.Driver")),
+    Cause("java.io.FileNotFoundException: File not found: abfss://raw@lakeprod.dfs.core.windows.net/{}/date=2026-11-¤¤/part-¤¤¤¤¤-0a4624a5-c0b3-40e0-b40a-¤¤¤¤¤¤¤¤¤¤¤¤-c000.snappy.parquet", ("orders", "customers")),
+    Cause("pyspark.errors.exceptions.captured.AnalysisException: [PATH_NOT_FOUND] Path does not exist: dbfs:/Volumes/main/etl/{}/2026/11/¤¤/*.json. SQLSTATE: 42K03", ("landing", "archive")),
+    Cause("java.lang.OutOfMemoryError: {}", ("Java heap space", "GC overhead limit exceeded", "Direct buffer memory")),
+    Cause("java.io.IOException: No space left on device"),
+    Cause("KeyError: '{}'", ("customer_id", "order_id")),
+    Cause("AttributeError: 'NoneType' object has no attribute '{}'", ("strip", "lower")),
+    Cause("ValueError: could not convert string to float: '{}'", ("abc", "n/a")),
+    Cause("java.lang.NumberFormatException: For input string: \"{}\"", ("three", "x")),
+    Cause("io.delta.exceptions.ConcurrentAppendException: [DELTA_CONCURRENT_APPEND] Files were added to partition [day=2026-11-¤¤] in the table {} by a concurrent update. Please try the operation again.", ("main.silver.orders", "main.silver.customers")),
+    Cause("com.databricks.sql.transaction.tahoe.DeltaAnalysisException: [DELTA_MERGE_UNRESOLVED_EXPRESSION] Cannot resolve {} in UPDATE clause given columns a, b. SQLSTATE: 42601", ("t.amount", "t.price")),
+    Cause("org.apache.spark.SparkException: [TASK_WRITE_FAILED] Task failed while writing rows to abfss://bronze@lake.dfs.core.windows.net/net. SQLSTATE: 58030\nCaused by: org.apache.kafka.common.errors.TimeoutException: Timeout of ¤¤¤¤¤ms expired before the position for partition {}-¤¤ could be determined", ("net-metrics", "net-clicks")),
+    Cause("PERMISSION_DENIED: User does not have {}", ("USE SCHEMA on Schema 'plant.telemetry'.", "SELECT on Table 'plant.telemetry.raw'.", "USE SCHEMA on Schema 'plant.quality'.")),
+    Cause("mlflow.exceptions.RestException: RESOURCE_DOES_NOT_EXIST: Registered Model with name={} not found", ("churn_gbm", "fraud_gbm")),
+    Cause("net.snowflake.client.jdbc.SnowflakeSQLException: SQL compilation error:\nObject '{}' does not exist or not authorized.", ("FIN.PUBLIC.GL", "FIN.PUBLIC.AP")),
+    Cause("com.microsoft.aad.msal4j.MsalServiceException: AADSTS{}: failure for app '¤¤¤¤¤¤¤¤-1111-4bd2-9999-abcdefabcdef'. Trace ID: ¤¤¤¤¤¤¤¤-2222-4bd2-9999-abcdefabcdef Timestamp: 2026-11-¤¤ 01:¤¤:¤¤Z", ("7000215", "7000222", "700016")),
+    Cause("[DATATYPE_MISMATCH.BINARY_OP_DIFF_TYPES] Cannot resolve \"({} = x)\" due to data type mismatch. SQLSTATE: 42K09; line ¤ pos ¤¤", ("day", "month")),
+    Cause("Cluster ¤¤¤¤-¤¤¤¤¤¤-abcd¤¤¤¤ was terminated. Reason: {}", ("SPOT_INSTANCE_TERMINATION (CLOUD_FAILURE). Parameters: instance_id: ¤¤¤¤¤¤¤¤abcdef", "DRIVER_UNREACHABLE (CLOUD_FAILURE). Parameters: instance_id: ¤¤¤¤¤¤¤¤abcdef"), is_exception=False),
+    Cause("py4j.protocol.Py4JJavaError: An error occurred while calling o¤¤¤.load.\n: java.util.concurrent.TimeoutException: Futures timed out after [¤¤¤ seconds] waiting for {}", ("broadcast", "metastore")),
+    Cause("Runtime Error in model {} (models/marts/x.sql)\n  [DIVIDE_BY_ZERO] Division by zero. Use `try_divide` to tolerate divisor being 0. SQLSTATE: 22012", ("fct_orders", "fct_sales"), is_exception=False),
+    Cause("DQ FAILED: ¤¤ rows without {} in silver.orders (threshold ¤)", ("customer_id", "sku"), is_exception=False),
+)  # fmt: skip
+
+NOISE = (
+    "26/¤¤/¤¤ ¤¤:¤¤:¤¤ INFO BlockManagerInfo: Added broadcast_¤¤_piece¤ in memory on 10.¤¤.¤¤.¤¤:¤¤¤¤¤ (size: ¤¤ KiB)",
+    "26/¤¤/¤¤ ¤¤:¤¤:¤¤ WARN SparkConf: The configuration key 'spark.akka.frameSize' has been deprecated as of Spark 1.6",
+    "tables: ¤¤%|███      | ¤¤/410 [00:¤¤<08:¤¤, 6.¤¤it/s]",
+    "2026-¤¤-¤¤ ¤¤:¤¤:¤¤,¤¤¤ INFO sync: watermark ¤¤a¤b¤ stored",
+    "26/¤¤/¤¤ ¤¤:¤¤:¤¤ INFO DAGScheduler: Submitting ¤¤¤ missing tasks from ShuffleMapStage ¤¤",
+)
+
+
+def _numbered(text: str, rng: random.Random) -> str:
+    return re.sub("¤", lambda _: rng.choice("123456789"), text)
+
+
+def _as_it_is(text: str, _: random.Random) -> str:
+    return text
+
+
+def _in_noise(text: str, rng: random.Random) -> str:
+    before = [_numbered(rng.choice(NOISE), rng) for _ in range(rng.randrange(1, 40))]
+    after = [_numbered(rng.choice(NOISE), rng) for _ in range(rng.randrange(5))]
+    return "\n".join([*before, text, *after])
+
+
+def _in_a_stage(text: str, rng: random.Random) -> str:
+    task = rng.randrange(500)
+    return (
+        f"org.apache.spark.SparkException: Job aborted due to stage failure: Task {task} in stage 3.0 failed 4 times, "
+        f"most recent failure: Lost task {task}.3 in stage 3.0 (TID {rng.randrange(9000)}) (10.1.2.{rng.randrange(250)} "
+        f"executor {rng.randrange(9)}): {text}\n\tat org.apache.spark.scheduler.Task.run(Task.scala:{rng.randrange(300)})"
+    )
+
+
+def _in_py4j(text: str, rng: random.Random) -> str:
+    return (
+        f'Traceback (most recent call last):\n  File "/Workspace/Jobs/step.py", line {rng.randrange(99)}, in <module>\n'
+        f"    df.save()\npy4j.protocol.Py4JJavaError: An error occurred while calling o{rng.randrange(999)}.save.\n: {text}\n"
+        "\tat org.apache.spark.sql.DataFrameWriter.save(DataFrameWriter.scala:411)\n\t... 21 more"
+    )
+
+
+def _in_a_chain(text: str, rng: random.Random) -> str:
+    return (
+        f"org.apache.spark.SparkException: Job aborted.\n\tat org.apache.spark.Main.run(Main.scala:{rng.randrange(400)})\n"
+        f"Caused by: {text}\n\t... {rng.randrange(40)} more"
+    )
+
+
+def _in_python_chain(text: str, rng: random.Random) -> str:
+    return (
+        f'Traceback (most recent call last):\n  File "/Workspace/a.py", line {rng.randrange(99)}, in load\n    go()\n{text}\n\n'
+        "The above exception was the direct cause of the following exception:\n\nTraceback (most recent call last):\n"
+        f'  File "/Workspace/b.py", line {rng.randrange(99)}, in <module>\n    load()\nRuntimeError: step failed'
+    )
+
+
+VARIATIONS: tuple[Callable[[str, random.Random], str], ...] = (_as_it_is, _in_noise, _in_a_chain, _in_a_stage, _in_py4j, _in_python_chain)  # fmt: skip
+
+
+def pairs(rounds: int = 3) -> Iterator[tuple[str, str, bool]]:
+    """(one text, another, whether they have the same cause)."""
+    rng = random.Random(20261122)
+    for cause in CAUSES:
+        texts = [cause.text.replace("{}", name) for name in cause.objects]
+        for _ in range(rounds):
+            for text in texts:
+                for variation in VARIATIONS if cause.is_exception else VARIATIONS[:2]:
+                    yield _numbered(text, rng), variation(_numbered(text, rng), rng), True
+            for text in texts:
+                for other in texts:
+                    if other is not text:
+                        yield _numbered(text, rng), rng.choice(VARIATIONS[:2])(_numbered(other, rng), rng), False
+    for _ in range(rounds * 100):
+        one, other = rng.sample(CAUSES, 2)
+        yield tuple(_numbered(rng.choice(VARIATIONS)(c.text.replace("{}", c.objects[0]), rng), rng) for c in (one, other)) + (False,)  # type: ignore[misc]
+
+
+def precision_and_recall(rounds: int = 3) -> tuple[float, float, list[tuple[str, str, bool]]]:
+    """Of the pairs called the same, the share that is; of the same pairs, the share called so; the pairs that are wrong."""
+    hits = said_same = same = 0
+    wrong = []
+    for one, other, is_same in pairs(rounds):
+        says_same = _fingerprint(one) == _fingerprint(other)
+        hits += says_same and is_same
+        said_same += says_same
+        same += is_same
+        if says_same != is_same:
+            wrong.append((one, other, is_same))
+    return hits / said_same, hits / same, wrong
+
+
+def test_same_causes_are_recognised_and_different_ones_told_apart() -> None:
+    precision, recall, wrong = precision_and_recall(rounds=1)
+
+    assert precision >= 0.97, [pair for pair in wrong if not pair[2]][:3]
+    assert recall >= 0.95, [pair for pair in wrong if pair[2]][:3]
+
+
+@pytest.mark.parametrize(
+    ("line", "normal"),
+    [
+        ("26/10/19 11:04:36 ERROR Foo: Timeout of 60000 ms on executor 12", "timeout of # on executor #"),
+        ("Caused by: java.io.IOException: No space left on device", "ioexception: no space left on device"),
+        ("java.net.ConnectException: Connection refused: /[redacted:ip]:37211", "connectexception: connection refused: /#"),
+        ("HTTP Error 404: Not Found", "http error 404: not found"),
+        ("ModuleNotFoundError: No module named 'h3'", "modulenotfounderror: no module named 'h3'"),
+        ("path abfss://raw@lake.dfs.core.windows.net/orders/date=2026-11-22/x", "path abfss://raw@lake.dfs.core.windows.net/orders/date=#/x"),
+        ("host https://adb-30117754409.7.azuredatabricks.net/sql?o=1", "host https://adb-#.#.azuredatabricks.net/sql"),
+        ("id 81ac716a-b5d8-534d-2151-4ff69e5f0a05 at 0x7f2513c46003", "id # at #"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_normalise(line: str, normal: str) -> None:
+    assert normalise(line) == normal
+
+
+def test_category_counts_only_where_no_cause_is_named() -> None:
+    named, silent = collect(Symptoms(error="KeyError: 'sku'")), collect(Symptoms())
+
+    assert fingerprint(named, category="code") == fingerprint(named, category="data")
+    assert fingerprint(silent, category="code") != fingerprint(silent, category="data")
+
+
+@given(st.text(max_size=300))
+@settings(max_examples=200, deadline=None)
+def test_every_text_has_a_fingerprint_of_sixteen_digits(text: str) -> None:
+    assert re.fullmatch("[0-9a-f]{16}", _fingerprint(text))
+
+
+@given(st.text(max_size=300))
+@settings(max_examples=200, deadline=None)
+def test_normalise_never_raises_and_is_stable(line: str) -> None:
+    assert normalise(line) == normalise(line)
+    assert "\n" not in normalise(line)

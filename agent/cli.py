@@ -4,9 +4,11 @@ from typing import Annotated
 
 import typer
 
+from agent.backtest import backtest
 from agent.check import check
 from agent.demo import demo
 from agent.diagnose import diagnose
+from agent.evaluate import evaluate
 from agent.monitor import monitor
 from agent.output import quiet_logs
 from agent.pause import pause, resume
@@ -29,5 +31,5 @@ def options(
     quiet_logs(verbose=verbose)
 
 
-for command in (demo, start, monitor, check, diagnose, pause, resume):
+for command in (demo, start, monitor, check, diagnose, evaluate, backtest, pause, resume):
     app.command()(command)

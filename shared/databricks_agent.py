@@ -29,6 +29,7 @@ from shared.domain import (
     Json,
     RunFacts,
     RunState,
+    RunSummary,
 )
 from shared.decision_history import InMemoryDecisionHistory
 from shared.error_decision_engine import ErrorDecisionEngine
@@ -54,7 +55,7 @@ from shared.messages import (
     RetryMessage,
     bounded_id,
 )
-from shared.monitoring import InlineQueues, Summary, summarise
+from shared.monitoring import InlineQueues, Summary, summarise, unread_report
 from shared.ports import ActionQueues, DecisionHistory, EmailSender, JobRuns, OutgoingMessage
 from shared.settings import Settings
 from shared.triage.changes import parameters_of
@@ -109,6 +110,7 @@ class DatabricksAgent:
         self._queues_or_none = queues
         self._now = clock
         self._guid = guid
+        self._may_start_runs = True
 
     @property
     def _history(self) -> DecisionHistory:
@@ -180,8 +182,11 @@ class DatabricksAgent:
         for run_id in run_ids:
             try:
                 states.append(self._runs.read_state(workspace, run_id))
-            except RunNotFoundError:
-                logger.info("run is gone", extra={"workspace": workspace, "run_id": run_id})
+            except PermanentError as error:  # gone, or not ours to read: no reason to read all others again and again
+                logger.warning(
+                    "run cannot be read",
+                    extra={"workspace": workspace, "run_id": run_id, "reason": type(error).__name__},
+                )
         return states
 
     def _sweep(self, workspace: str, now: datetime) -> list[RunState]:
@@ -197,11 +202,21 @@ class DatabricksAgent:
 
     def _remember(self, state: RunState) -> None:
         """A row for a failure seen for the first time, so that it cannot be lost with its message."""
-        if self._history.read_incident(state.workspace, state.run_id) is None:
+        if self._history.read_incident(state.workspace, state.run_id) is None and not self._may_be_a_retry(state):
             try:
                 self._save(self._new_incident(state))
             except ConflictError:
                 logger.info("incident is known already", extra={"run_id": state.run_id})
+
+    def _may_be_a_retry(self, run: RunState) -> bool:
+        """Whether a run that is not known may have been started for an incident whose link to it is not stored yet."""
+        if run.trigger != "ONE_TIME":  # runs.list: started on demand, through the UI or the API
+            return False
+        return any(
+            attempt.kind is AttemptKind.RUN_NOW and attempt.effect_id is None
+            for incident in self._history.open_incidents(run.workspace)
+            if incident.job_id == run.job_id and (attempt := incident.open_attempt)
+        )
 
     def _send_failed(self, states: Sequence[RunState], source: str) -> None:
         messages = [
@@ -234,13 +249,18 @@ class DatabricksAgent:
             if incident:
                 self._close(incident, IncidentState.SKIPPED, f"the run is gone: {error}")
             return
-        if facts.run.failure_id != message.failure_id and not facts.run.is_active and facts.run.is_failed:
-            self._send_failed([facts.run], message.source)
+        if incident is None and self._may_be_a_retry(facts.run):
+            raise OutcomeUnknownError(f"run {facts.run.run_id}: it may be a retry whose start was not recorded yet")
+        if facts.run.failure_id != message.failure_id:
+            if incident and incident.failure_id == facts.run.failure_id:
+                return  # the message was late: the failure after it has been decided already
+            if facts.run.is_failed and not facts.run.is_active:
+                self._send_failed([facts.run], message.source)
         self._decide(incident, facts, message.failure_id, may_wait=deferrals < 3)
 
     def _decide(self, incident: Incident | None, facts: RunFacts, failure_id: FailureId, *, may_wait: bool) -> Incident:
         now = self._now()
-        incident = self._next_failure(incident, facts, failure_id) if incident else self._new_incident(facts.run)
+        incident = self._next_failure(incident, failure_id, facts.run) if incident else self._new_incident(facts.run)
         decision = self._engine.decide(facts, incident.attempts, now=now, may_wait=may_wait)
         if facts.run.failure_id != failure_id:
             decision = replace(
@@ -303,28 +323,34 @@ class DatabricksAgent:
             failed_at=state.end_time,
         )
 
-    def _next_failure(self, incident: Incident, facts: RunFacts, failure_id: FailureId) -> Incident:
-        """The incident as it enters its next failure: the open attempt, if there is one, has failed."""
+    def _next_failure(self, incident: Incident, failure_id: FailureId, run: RunState | None) -> Incident:
+        """The incident as it enters its next failure: the open attempt, if there is one, has failed.
+
+        `run` None = it could not be read.
+        """
         if incident.failure_id == failure_id:
             return incident
         attempts = incident.attempts
         if attempt := incident.open_attempt:
-            effect = facts.run.run_id if attempt.kind is AttemptKind.RUN_NOW else facts.run.latest_repair_id
+            effect = attempt.effect_id
+            if run:
+                effect = run.run_id if attempt.kind is AttemptKind.RUN_NOW else run.latest_repair_id
             ours = attempt.effect_id in (None, effect)
             outcome = AttemptOutcome.FAILED_AGAIN if ours else AttemptOutcome.SUPERSEDED
             ended = replace(attempt, effect_id=attempt.effect_id or effect, outcome=outcome, ended_at=self._now())
             attempts = (*attempts[:-1], ended)
-        return replace(
+        incident = replace(
             incident,
+            failure_id=failure_id,
             past_failures=(*incident.past_failures, incident.failure_id),
             attempts=attempts,
             decision=None,
             mail_claim="",
             resends=0,
-            failed_at=facts.run.end_time,
-            watched_run_id=facts.run.run_id,
-            page_url=facts.run.page_url,
         )
+        if run is None:
+            return incident
+        return replace(incident, failed_at=run.end_time, watched_run_id=run.run_id, page_url=run.page_url)
 
     def _send_action(self, incident: Incident, *, again: int = 0) -> None:
         """Send what the stored decision calls for. `again` makes the id a new one, for a repetition on purpose."""
@@ -366,6 +392,9 @@ class DatabricksAgent:
             or incident.state not in (IncidentState.DECIDED, IncidentState.ACTING)
         ):
             return
+        if not decision.decision.is_retry:
+            self._send_action(incident)  # given to people meanwhile; a crash may have come before their message
+            return
         self._stop_if_paused()
         try:
             run = self._runs.read_state(incident.workspace, incident.watched_run_id)
@@ -376,6 +405,10 @@ class DatabricksAgent:
         if attempt is None or incident.state is IncidentState.DECIDED:
             if run.is_active or not run.is_failed or run.failure_id != incident.failure_id:
                 self._close(incident, IncidentState.SKIPPED, "repaired by somebody else before the retry")
+                return
+            if run.end_time and self._now() - run.end_time > self._engine.limits.max_failure_age:
+                hours = self._settings.max_failure_age_hours
+                self._escalate(incident, f"The retry waited until the failure was more than {hours:g} hours old.")
                 return
             self._carry_out_retry(self._claim_retry(incident, decision), decision, run, doubtful=False)
             return
@@ -419,7 +452,7 @@ class DatabricksAgent:
                         legacy_parameters=run.legacy_parameters,
                     )
                 except RepairImpossibleError:
-                    if run.job_id is None:
+                    if run.job_id is None or not self._may_start_runs:
                         raise
                     attempt = replace(attempt, kind=AttemptKind.RUN_NOW)
                     incident = self._save(replace(incident, attempts=(*incident.attempts[:-1], attempt)))
@@ -549,8 +582,8 @@ class DatabricksAgent:
             for incident in self._history.open_incidents(workspace):
                 try:
                     moved += self._follow(incident)
-                except ConflictError:
-                    logger.info("incident moved meanwhile", extra={"run_id": incident.run_id})
+                except (ConflictError, PausedError) as error:
+                    logger.info("left alone", extra={"run_id": incident.run_id, "reason": type(error).__name__})
                 except AgentError as error:
                     logger.warning(
                         "could not follow up", extra={"run_id": incident.run_id, "reason": type(error).__name__}
@@ -562,6 +595,8 @@ class DatabricksAgent:
             return self._follow_retry(incident)
         if self._now() - incident.due_at < timedelta(minutes=self._settings.stale_after_minutes):
             return False
+        if incident.decision:
+            self._stop_if_paused()  # a held message is still there: more copies of it would only pile up
         again = incident.resends + 1
         incident = self._save(replace(incident, resends=again, due_at=self._now()))
         if incident.state is IncidentState.ACTING:
@@ -658,20 +693,27 @@ class DatabricksAgent:
             clock=self._now,
             guid=self._guid,
         )
+        # New runs have no repair history: without a history of our own, nothing would count how many were started.
+        one_pass._may_start_runs = self._history_or_none is not None
         failed = self._failed_within(window, frozenset(job_ids or ()))
-        for number, (workspace, run_id) in enumerate(failed, 1):
+        incidents, unread = [], []
+        for number, (workspace, run) in enumerate(failed, 1):
             if progress:
-                progress(f"run {run_id} ({number} of {len(failed)})")
-            one_pass._handle(workspace, run_id, queues)
-        incidents = [history.read_incident(workspace, run_id) for workspace, run_id in failed]
-        return summarise((i for i in incidents if i), at=self._now(), dry_run=self._settings.dry_run)
+                progress(f"run {run.run_id} ({number} of {len(failed)})")
+            problem = one_pass._handle(workspace, run.run_id, queues)
+            incident = history.read_incident(workspace, run.run_id)
+            if incident and incident.decision:
+                incidents.append(incident)
+            elif problem:
+                unread.append(unread_report(run, problem))
+        return summarise(incidents, unread, at=self._now(), dry_run=self._settings.dry_run)
 
-    def _failed_within(self, window: timedelta, job_ids: frozenset[int]) -> list[tuple[str, int]]:
+    def _failed_within(self, window: timedelta, job_ids: frozenset[int]) -> list[tuple[str, RunSummary]]:
         now = self._now()
         started_after = now - window - timedelta(hours=self._settings.monitor_lookback_hours)
         wanted = job_ids or self._engine.limits.job_ids
         return [
-            (workspace, run.run_id)
+            (workspace, run)
             for workspace in self._runs.workspaces
             for run in self._runs.completed_runs(workspace, started_after=started_after)
             if run.is_failed
@@ -680,7 +722,8 @@ class DatabricksAgent:
             and (not wanted or run.job_id in wanted)
         ]
 
-    def _handle(self, workspace: str, run_id: int, queues: InlineQueues) -> None:
+    def _handle(self, workspace: str, run_id: int, queues: InlineQueues) -> str:
+        """Take one run as far as it goes now; what stopped it, or nothing."""
         try:
             state = self._runs.read_state(workspace, run_id)
             self._remember(state)
@@ -696,6 +739,8 @@ class DatabricksAgent:
                     self.send_email(EmailMessage.parse(body))
         except AgentError as error:
             logger.warning("run left open", extra={"run_id": run_id, "reason": str(error)})
+            return str(error)
+        return ""
 
     # ── fine-tuning ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -723,11 +768,16 @@ class DatabricksAgent:
     def park(self, message: QueueMessage, why: str) -> None:
         """Give an incident up that could not move for too long, and tell people (by the mail's own queue message)."""
         incident = self._history.read_incident(message.workspace, message.run_id)
-        if incident is None or incident.state.is_terminal or isinstance(message, EmailMessage):
-            if incident and not incident.state.is_terminal:
-                self._close(incident, IncidentState.PARKED, why)
+        if incident is None or message.failure_id in incident.past_failures:
             return
-        self._escalate(incident, why)
+        same_failure = incident.failure_id == message.failure_id
+        if isinstance(message, FailedRunMessage) and not (same_failure and incident.decision):
+            self._escalate(self._next_failure(incident, message.failure_id, None), why)
+        elif same_failure and incident.state in (IncidentState.DECIDED, IncidentState.ACTING):
+            if isinstance(message, EmailMessage):
+                self._close(incident, IncidentState.PARKED, why)
+            else:
+                self._escalate(incident, why)
 
     def _escalate(self, incident: Incident, why: str) -> None:
         """Turn to people what could not be done; an attempt that never became an effect does not count."""

@@ -1,9 +1,9 @@
-"""Databricks workspaces: failed runs, everything about one of them, and the two writes that retry it."""
+"""Databricks workspaces: failed runs, everything about one of them, and the writes that retry it or change its job."""
 
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, cast
 from shared import databricks_runs
 from shared.databricks_api import Clock, WorkspaceApi, check_access
 from shared.databricks_runs import RUN_ARRAYS, SETTINGS_ARRAYS
-from shared.domain import JobFacts, Json, NewerRun, RunFacts, RunState, RunSummary, TaskFailure
+from shared.domain import (
+    ComputeKind,
+    JobFacts,
+    Json,
+    NewerRun,
+    NodeType,
+    RunFacts,
+    RunState,
+    RunSummary,
+    TaskFailure,
+)
 from shared.errors import (
     AgentError,
     ConfigurationError,
@@ -36,6 +46,7 @@ MAX_DETAILED_TASKS = 20
 MAX_ITERATIONS = 3
 MAX_ITERATION_PAGES = 5
 PARALLEL_READS = 8
+NODE_TYPES_KEPT_SECONDS = 3600  # new machine types and regions come by the month, not by the minute
 MAX_TOKEN_LENGTH = 64  # Jobs API, run-now: idempotency_token has at most 64 characters
 EVENTS_AFTER_THE_RUN = timedelta(minutes=10)  # a cluster ends, and says why, after its last task
 
@@ -58,6 +69,7 @@ class DatabricksConnector:
         self._credential = credential
         self._clock = clock
         self._lock = threading.Lock()
+        self._node_types: dict[str, tuple[float, tuple[NodeType, ...]]] = {}
 
     @property
     def workspaces(self) -> tuple[str, ...]:
@@ -109,10 +121,31 @@ class DatabricksConnector:
                     job=facts_of_job,
                     newer_runs=newer.result(),
                     parent=databricks_runs.parent_of(raw, facts_of_job.tags if facts_of_job else {}),
+                    node_types=self._node_types_for(api, failures),
                 )
             except AgentError:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+    def _node_types_for(self, api: WorkspaceApi, failures: tuple[TaskFailure, ...]) -> tuple[NodeType, ...]:
+        """The workspace's node types where a failed task ran on a cluster that its job defines; kept for an hour.
+
+        Without them the run can still be decided about, only not be given other machines.
+        """
+        if not any(failure.compute in (ComputeKind.JOB_CLUSTER, ComputeKind.NEW_CLUSTER) for failure in failures):
+            return ()
+        now = (self._clock or cast("Clock", time)).time()
+        read_at, node_types = self._node_types.get(api.name, (now - NODE_TYPES_KEPT_SECONDS, ()))
+        if now - read_at < NODE_TYPES_KEPT_SECONDS:
+            return node_types
+        try:
+            answer = api.get(f"{CLUSTERS}/list-node-types", {})
+        except AgentError as error:
+            log.warning("node types not readable", extra=_about(api, error))
+            return ()
+        node_types = tuple(map(databricks_runs.node_type, answer.get("node_types", [])))
+        self._node_types[api.name] = (now, node_types)
+        return node_types
 
     def repair_run(
         self,
@@ -122,6 +155,7 @@ class DatabricksConnector:
         latest_repair_id: int | None,
         job_parameters: Mapping[str, str],
         legacy_parameters: Mapping[str, object],
+        performance_target: str | None = None,
     ) -> int:
         """Rerun all failed tasks and what depends on them; the repair id. The request is sent exactly once.
 
@@ -133,6 +167,7 @@ class DatabricksConnector:
             latest_repair_id=latest_repair_id,
             job_parameters=job_parameters,
             legacy_parameters=legacy_parameters,
+            performance_target=performance_target,
         )
         what = f"repair of run {run_id} in workspace {workspace}"
         try:
@@ -160,6 +195,21 @@ class DatabricksConnector:
             body["job_parameters"] = dict(job_parameters)
         what = f"new run of job {job_id} in workspace {workspace}"
         return _id_in(self._workspace(workspace).post_once(f"{JOBS}/run-now", body, what), "run_id", what)
+
+    def job_settings(self, workspace: str, job_id: int) -> Json:
+        """The job's settings as they are now: raw JSON, all pages of its tasks and clusters joined."""
+        settings: Json = _read_whole_job(self._workspace(workspace), job_id)["settings"]
+        return settings
+
+    def update_job(self, workspace: str, job_id: int, *, new_settings: Json, fields_to_remove: Sequence[str]) -> None:
+        """Change the job. The request is sent exactly once.
+
+        A workspace that could not be connected to is a plain TransientError, as nothing was sent.
+        """
+        body: Json = {"job_id": job_id, "new_settings": new_settings}
+        if fields_to_remove:
+            body["fields_to_remove"] = list(fields_to_remove)
+        self._workspace(workspace).post_once(f"{JOBS}/update", body, f"update of job {job_id} in workspace {workspace}")
 
     def _workspace(self, name: str) -> WorkspaceApi:
         try:

@@ -17,6 +17,7 @@ from shared.domain import (
     JobFacts,
     Json,
     NewerRun,
+    NodeType,
     Repair,
     RunState,
     RunSummary,
@@ -365,12 +366,43 @@ def job_facts(raw: Json) -> JobFacts:
     )
 
 
+AZURE_ARM_SIZE = re.compile(r"Standard_[A-Z]+\d+(-\d+)?[a-z]*p[a-z]*(_|$)")
+"""Azure names sizes with Arm processors by a small p behind the number of cores ("Azure VM sizes naming conventions").
+
+`is_graviton` is named after the Arm processors of AWS; whether Azure Databricks sets it is not documented.
+"""
+
+
+def node_type(raw: Json) -> NodeType:
+    """One entry of clusters/list-node-types. Any `node_info.status` means that it cannot be had here."""
+    name = clean_text(raw.get("node_type_id"))
+    disks = _object(raw.get("node_instance_type"))
+    return NodeType(
+        node_type_id=name,
+        memory_mb=int(raw.get("memory_mb") or 0),
+        num_cores=float(raw.get("num_cores") or 0),
+        category=clean_text(raw.get("category")),
+        num_gpus=int(raw.get("num_gpus") or 0),
+        is_arm=bool(raw.get("is_graviton") or AZURE_ARM_SIZE.match(name)),
+        photon_driver_capable=bool(raw.get("photon_driver_capable")),
+        photon_worker_capable=bool(raw.get("photon_worker_capable")),
+        local_disk_gb=sum(
+            int(disks.get(f"{kind}s") or 0) * int(disks.get(f"{kind}_size_gb") or 0)
+            for kind in ("local_disk", "local_nvme_disk")
+        ),
+        is_available=not (
+            raw.get("is_deprecated") or raw.get("is_hidden") or _object(raw.get("node_info")).get("status")
+        ),
+    )
+
+
 def repair_body(
     run_id: int,
     *,
     latest_repair_id: int | None,
     job_parameters: Mapping[str, str],
     legacy_parameters: Mapping[str, object],
+    performance_target: str | None = None,
 ) -> Json:
     """Body of jobs/runs/repair: the failed tasks and all that depend on them, as "Repair run" in the workspace does.
 
@@ -383,6 +415,8 @@ def repair_body(
         body["latest_repair_id"] = latest_repair_id
     if job_parameters:
         body["job_parameters"] = dict(job_parameters)
+    if performance_target:
+        body["performance_target"] = performance_target
     legacy = {name: legacy_parameters.get(name) for name in LEGACY_PARAMETERS}
     legacy["pipeline_params"] = {
         name: value

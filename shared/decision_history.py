@@ -6,10 +6,14 @@
 | `<prefix>incidents` | workspace | `link-` + run id, 20 digits | a run-now retry of an incident |
 | `<prefix>events` | workspace + `:` + run id | time, kind, hash of the kind | one thing that happened |
 | `<prefix>state` | `scan` | workspace | what the last detection tick left |
+| `<prefix>state` | `safeguards` | workspace | what keeps failures from becoming too many retries |
+| `<prefix>state` | `mail-book` | workspace | what was mailed |
+| `<prefix>state` | `lease:` + workspace | job id, 20 digits | the job's latest lease |
 | `<prefix>state` | `agent` | `pause` | whether all actions are stopped |
 | `<prefix>state` | `rejected` | hash of queue, message id and body hash | a message that was not understood |
 
-A value is one JSON text in the property `body`; the other properties are for queries and for people who look at a row.
+A value is one JSON text: in the property `body`, or compressed in `part_0`, `part_1` … where it can be large. The other
+properties are for queries and for people who look at a row.
 Azure Tables: a string property holds 64 KiB of UTF-16, a binary one 64 KiB, a row 1 MiB in 255 properties.
 """
 
@@ -18,18 +22,18 @@ import json
 import re
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import accumulate, count, pairwise
+from itertools import accumulate, count
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from pydantic import TypeAdapter
 
-from shared.domain import Event, Incident, Pause, ScanState
+from shared.domain import Event, Incident, Lease, LeaseState, Pause, ScanState
 from shared.errors import (
     AgentError,
     ConfigurationError,
@@ -39,7 +43,9 @@ from shared.errors import (
     ThrottledError,
     TransientError,
 )
+from shared.mail_groups import MailBook
 from shared.settings import Settings
+from shared.triage.safeguards import Safeguards
 
 if TYPE_CHECKING:
     from azure.core.exceptions import AzureError
@@ -60,6 +66,10 @@ RETRIES = 2
 _INCIDENT = TypeAdapter(Incident)
 _EVENT = TypeAdapter(Event)
 _PAUSE = TypeAdapter(Pause)
+_SCAN = TypeAdapter(ScanState)
+_SAFEGUARDS = TypeAdapter(Safeguards)
+_MAIL_BOOK = TypeAdapter(MailBook)
+_LEASE = TypeAdapter(Lease)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,9 @@ class InMemoryDecisionHistory:
         self._scans: dict[str, ScanState] = {}
         self._incidents: dict[tuple[str, int], Incident] = {}
         self._links: dict[tuple[str, int], int] = {}
+        self._safeguards: dict[str, Safeguards] = {}
+        self._mail_books: dict[str, MailBook] = {}
+        self._leases: dict[tuple[str, int], Lease] = {}
         self._events: dict[tuple[str, int, datetime, str], Event] = {}
         self._pause = Pause(paused=False)
 
@@ -104,13 +117,15 @@ class InMemoryDecisionHistory:
             return own or self._incidents.get((workspace, self._links.get((workspace, run_id), run_id)))
 
     def save_incident(self, incident: Incident) -> Incident:
+        return self._save(self._incidents, (incident.workspace, incident.run_id), incident)
+
+    def _save[K, T: (Incident, Safeguards, MailBook, Lease)](self, rows: dict[K, T], key: K, value: T) -> T:
         with self._lock:
-            key = (incident.workspace, incident.run_id)
-            stored = self._incidents.get(key)
-            if (stored.etag if stored else "") != incident.etag:
-                return own_earlier_write(incident, stored)
-            saved = replace(incident, etag=self._new_etag())
-            self._incidents[key] = saved
+            stored = rows.get(key)
+            if (stored.etag if stored else "") != value.etag:
+                return own_earlier_write(value, stored)
+            saved = replace(value, etag=self._new_etag())
+            rows[key] = saved
             return saved
 
     def link_run(self, workspace: str, run_id: int, *, incident_run_id: int) -> None:
@@ -142,6 +157,29 @@ class InMemoryDecisionHistory:
             rejected = RejectedMessage(queue, message_id, reason, body_sha256, at)
             self.rejected[queue, message_id, body_sha256] = rejected
 
+    def read_safeguards(self, workspace: str) -> Safeguards:
+        return self._safeguards.get(workspace, Safeguards(workspace))
+
+    def save_safeguards(self, state: Safeguards) -> Safeguards:
+        return self._save(self._safeguards, state.workspace, state)
+
+    def read_mail_book(self, workspace: str) -> MailBook:
+        return self._mail_books.get(workspace, MailBook(workspace))
+
+    def save_mail_book(self, book: MailBook) -> MailBook:
+        return self._save(self._mail_books, book.workspace, book)
+
+    def read_lease(self, workspace: str, job_id: int) -> Lease | None:
+        return self._leases.get((workspace, job_id))
+
+    def save_lease(self, lease: Lease) -> Lease:
+        return self._save(self._leases, (lease.workspace, lease.job_id), lease)
+
+    def open_leases(self, workspace: str) -> list[Lease]:
+        with self._lock:
+            leases = [lease for (of, _), lease in sorted(self._leases.items()) if of == workspace]
+        return [lease for lease in leases if lease.state is not LeaseState.CLOSED]
+
     def read_pause(self) -> Pause:
         return self._pause
 
@@ -168,10 +206,10 @@ class TableDecisionHistory:
 
     def read_scan(self, workspace: str) -> ScanState | None:
         row = self._read(STATE, "scan", workspace)
-        return scan_from(row) if row else None
+        return unpacked(row, _SCAN) if row else None
 
     def save_scan(self, scan: ScanState) -> ScanState:
-        row = row_of_scan(scan, write_guid=uuid4().hex)
+        row = packed_row("scan", scan.workspace, scan, _SCAN, write_guid=uuid4().hex)
         etag = self._write(STATE, row, scan.etag)
         if etag is None:  # refused; it is our own write where the first answer was lost and the client sent it again
             stored = self._read(STATE, "scan", scan.workspace)
@@ -183,22 +221,16 @@ class TableDecisionHistory:
         return replace(scan, etag=etag)
 
     def read_incident(self, workspace: str, run_id: int) -> Incident | None:
-        row = self._read(INCIDENTS, workspace, key_of_run(run_id))
-        if row is None and (link := self._read(INCIDENTS, workspace, f"link-{key_of_run(run_id)}")):
+        row = self._read(INCIDENTS, workspace, key_of(run_id))
+        if row is None and (link := self._read(INCIDENTS, workspace, f"link-{key_of(run_id)}")):
             row = self._read(INCIDENTS, workspace, link["incident_key"])
         return incident_from(row) if row else None
 
     def save_incident(self, incident: Incident) -> Incident:
-        row = row_of_incident(incident)
-        etag = self._write(INCIDENTS, row, incident.etag)
-        if etag is None:
-            stored = self._read(INCIDENTS, incident.workspace, key_of_run(incident.run_id))
-            written = incident_from(row | {"etag": incident.etag})
-            etag = own_earlier_write(written, incident_from(stored) if stored else None).etag
-        return replace(incident, etag=etag)
+        return self._save(INCIDENTS, row_of_incident(incident), incident, incident_from)
 
     def link_run(self, workspace: str, run_id: int, *, incident_run_id: int) -> None:
-        row = new_row(workspace, f"link-{key_of_run(run_id)}", incident_key=key_of_run(incident_run_id))
+        row = new_row(workspace, f"link-{key_of(run_id)}", incident_key=key_of(incident_run_id))
         self._upsert(INCIDENTS, row)
 
     def open_incidents(self, workspace: str) -> list[Incident]:
@@ -221,6 +253,35 @@ class TableDecisionHistory:
         key = hashlib.sha256(f"{queue}\n{message_id}\n{body_sha256}".encode()).hexdigest()
         rejected = {"queue": queue, "message_id": message_id, "reason": reason, "body_sha256": body_sha256}
         self._upsert(STATE, new_row("rejected", key, at=time_text(at), **rejected))
+
+    def read_safeguards(self, workspace: str) -> Safeguards:
+        row = self._read(STATE, "safeguards", workspace)
+        return unpacked(row, _SAFEGUARDS) if row else Safeguards(workspace)
+
+    def save_safeguards(self, state: Safeguards) -> Safeguards:
+        row = packed_row("safeguards", state.workspace, state, _SAFEGUARDS)
+        return self._save(STATE, row, state, lambda stored: unpacked(stored, _SAFEGUARDS))
+
+    def read_mail_book(self, workspace: str) -> MailBook:
+        row = self._read(STATE, "mail-book", workspace)
+        return unpacked(row, _MAIL_BOOK) if row else MailBook(workspace)
+
+    def save_mail_book(self, book: MailBook) -> MailBook:
+        row = packed_row("mail-book", book.workspace, book, _MAIL_BOOK)
+        return self._save(STATE, row, book, lambda stored: unpacked(stored, _MAIL_BOOK))
+
+    def read_lease(self, workspace: str, job_id: int) -> Lease | None:
+        row = self._read(STATE, f"lease:{workspace}", key_of(job_id))
+        return unpacked(row, _LEASE) if row else None
+
+    def save_lease(self, lease: Lease) -> Lease:
+        is_open = lease.state is not LeaseState.CLOSED
+        row = packed_row(f"lease:{lease.workspace}", key_of(lease.job_id), lease, _LEASE, is_open=is_open)
+        return self._save(STATE, row, lease, lambda stored: unpacked(stored, _LEASE))
+
+    def open_leases(self, workspace: str) -> list[Lease]:
+        rows = self._query(STATE, "PartitionKey eq @leases and is_open eq true", leases=f"lease:{workspace}")
+        return [unpacked(row, _LEASE) for row in rows]
 
     def read_pause(self) -> Pause:
         row = self._read(STATE, "agent", "pause")
@@ -253,6 +314,17 @@ class TableDecisionHistory:
 
         with translated_errors(f"writing {row['RowKey']} of {row['PartitionKey']} in table {table}"):
             self._table(table).upsert_entity(row, UpdateMode.REPLACE)
+
+    def _save[T: (Incident, Safeguards, MailBook, Lease)](
+        self, table: str, row: Row, value: T, value_of: Callable[[Row], T]
+    ) -> T:
+        """Insert or replace the value, whose row is given; `value_of` is how a row is read back."""
+        etag = self._write(table, row, value.etag)
+        if etag is None:
+            stored = self._read(table, row["PartitionKey"], row["RowKey"])
+            written = value_of(row | {"etag": value.etag})
+            etag = own_earlier_write(written, value_of(stored) if stored else None).etag
+        return replace(value, etag=etag)
 
     def _write(self, table: str, row: Row, etag: str) -> str | None:
         """Insert (etag empty) or replace if unchanged. The new etag; None where the row is not as the etag says."""
@@ -310,19 +382,28 @@ class TableDecisionHistory:
             ) from None
 
 
-def own_earlier_write(incident: Incident, stored: Incident | None) -> Incident:
-    """The stored row, where a refused write had in truth landed before; else raises ConflictError.
+def own_earlier_write[T: (Incident, Safeguards, MailBook, Lease)](value: T, stored: T | None) -> T:
+    """The stored value, where a refused write had in truth landed before; else raises ConflictError.
 
     A lost answer makes a client send a write twice, and the second one is refused because of the first (Azure SDK for
     .NET, issue 39146). The write's guid tells it from somebody else's; the rest is compared too, so that a guid which
     was not renewed cannot pass another value off as ours.
     """
-    if stored is not None and incident.write_guid and replace(stored, etag=incident.etag) == incident:
+    if stored is not None and value.write_guid and replace(stored, etag=value.etag) == value:
         return stored
-    raise ConflictError(
-        f"the incident of run {incident.run_id} in workspace {incident.workspace} was changed by somebody else: "
-        "read it again"
-    )
+    raise ConflictError(f"{described(value)} was changed by somebody else: read it again")
+
+
+def described(value: Incident | Safeguards | MailBook | Lease) -> str:
+    match value:
+        case Incident():
+            return f"the incident of run {value.run_id} in workspace {value.workspace}"
+        case Lease():
+            return f"the lease of job {value.job_id} in workspace {value.workspace}"
+        case Safeguards():
+            return f"the state of the safeguards of workspace {value.workspace}"
+        case MailBook():
+            return f"the mail book of workspace {value.workspace}"
 
 
 def new_row(partition_key: str, row_key: str, **properties: object) -> Row:
@@ -354,9 +435,9 @@ def value_from[T](row: Row, adapter: TypeAdapter[T]) -> T:
         raise PermanentError(f"{name_of(row)} is damaged: its body is not the expected JSON") from error
 
 
-def key_of_run(run_id: int) -> str:
-    """Row keys are ordered as text, hence the zeros. Run ids are 64-bit numbers of at most 19 digits."""
-    return f"{run_id:020d}"
+def key_of(number: int) -> str:
+    """Row keys are ordered as text, hence the zeros. Ids of runs and jobs are 64-bit numbers, at most 19 digits."""
+    return f"{number:020d}"
 
 
 def time_text(time: datetime) -> str:
@@ -370,7 +451,7 @@ def row_of_incident(incident: Incident) -> Row:
     bare = replace(incident, etag="", decision=replace(decision, excerpt="") if decision else None)
     return new_row(
         incident.workspace,
-        key_of_run(incident.run_id),
+        key_of(incident.run_id),
         body=json_of(bare, _INCIDENT),
         excerpt=fitting_lines(decision.excerpt) if decision else "",
         state=str(incident.state),
@@ -405,32 +486,19 @@ def row_of_event(event: Event) -> Row:
     return new_row(f"{event.workspace}:{event.run_id}", key, body=json_of(event, _EVENT), kind=event.kind)
 
 
-def row_of_scan(scan: ScanState, *, write_guid: str) -> Row:
-    """Tens of thousands of run ids fit: sorted, as differences, compressed, in as many binary properties as needed."""
-    ids = sorted(scan.active)
-    state = {
-        "watermark": scan.watermark.isoformat(),
-        "swept_at": scan.swept_at.isoformat(),
-        "active_differences": [after - before for before, after in pairwise([0, *ids])],
-        "seen": list(scan.seen.items()),
-    }
-    packed = zlib.compress(json.dumps(state).encode())
+def packed_row[T](partition_key: str, row_key: str, value: T, adapter: TypeAdapter[T], **properties: object) -> Row:
+    """A row for a value that may be large: tens of thousands of run ids fit, in as many binary properties as needed."""
+    packed = zlib.compress(json_of(value, adapter).encode(errors="surrogatepass"))
     parts = [packed[start : start + MAX_BINARY_BYTES] for start in range(0, len(packed), MAX_BINARY_BYTES)]
     binaries = {f"part_{number}": part for number, part in enumerate(parts)}
-    return new_row("scan", scan.workspace, write_guid=write_guid, parts=len(parts), active=len(ids), **binaries)
+    return new_row(partition_key, row_key, parts=len(parts), **properties, **binaries)
 
 
-def scan_from(row: Row) -> ScanState:
+def unpacked[T: (ScanState, Safeguards, MailBook, Lease)](row: Row, adapter: TypeAdapter[T]) -> T:
     try:
-        state = json.loads(zlib.decompress(b"".join(row[f"part_{number}"] for number in range(row["parts"]))))
-        return ScanState(
-            workspace=row["RowKey"],
-            watermark=datetime.fromisoformat(state["watermark"]),
-            active=frozenset(accumulate(state["active_differences"])),
-            seen=dict(state["seen"]),
-            swept_at=datetime.fromisoformat(state["swept_at"]),
-            etag=row["etag"],
-        )
+        packed = b"".join(row[f"part_{number}"] for number in range(row["parts"]))
+        text = zlib.decompress(packed).decode(errors="surrogatepass")
+        return replace(adapter.validate_python(json.loads(text)), etag=row["etag"])
     except (KeyError, ValueError, zlib.error) as error:
         raise PermanentError(f"{name_of(row)} is damaged: its parts are not the expected JSON") from error
 

@@ -4,7 +4,7 @@ A run that is active at one tick and not at the next has ended in between: that 
 both began and ended between two ticks is in the list of completed runs that started after the watermark; ticks overlap.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -38,7 +38,7 @@ def watched_of(runs: Iterable[RunSummary], job_ids: frozenset[int]) -> dict[int,
 
 def plan_tick(
     scan: ScanState,
-    active: Iterable[RunSummary],
+    active: Collection[RunSummary],
     completed: Iterable[RunSummary],
     *,
     job_ids: frozenset[int],
@@ -48,7 +48,7 @@ def plan_tick(
     """`started_at` is the time just before the lists were read: the next watermark. Empty `job_ids` = all jobs."""
     ended = watched_of(completed, job_ids)
     watched = watched_of(active, job_ids).keys() - ended.keys()
-    left = scan.active - watched
+    left = scan.active - {run.run_id for run in active}
     fresh = {run_id for run_id, run in ended.items() if scan.seen.get(run_id) != milliseconds(run.end_time)}
     succeeded = {run_id for run_id, run in ended.items() if not run.is_failed}
     to_read = tuple(sorted((left | fresh) - succeeded))

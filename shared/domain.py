@@ -341,11 +341,12 @@ class Mode(StrEnum):
 
 
 class IncidentState(StrEnum):
-    """Where an incident stands. The last five are terminal."""
+    """Where an incident stands. GATHERED = it waits for the next digest. The last five are terminal."""
 
     DETECTED = "detected"
     DECIDED = "decided"
     ACTING = "acting"
+    GATHERED = "gathered"
     RETRYING = "retrying"
     RECOVERED = "recovered"
     FAILED_AGAIN = "failed_again"
@@ -524,3 +525,58 @@ class EscalationMail:
     attempts: tuple[Attempt, ...]
     recipients: tuple[str, ...]
     mode: Mode
+
+
+@dataclass(frozen=True, slots=True)
+class DigestMail:
+    """One mail about many failures. `groups` add up to `total`; `recovered` runs were healed since the last digest."""
+
+    key: str
+    workspace: str
+    recipients: tuple[str, ...]
+    groups: tuple["CauseGroup", ...]
+    total: int
+    recovered: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CauseGroup:
+    """One cause in a digest, with all its runs; `examples` are the first few."""
+
+    fingerprint: str
+    cause: str
+    category: str
+    reason: str
+    count: int
+    jobs: tuple[str, ...]
+    examples: tuple[Incident, ...]
+
+
+class LeaseState(StrEnum):
+    """PLANNED before the job is changed, APPLIED after; RESTORED once put back, CLOSED once that was verified."""
+
+    PLANNED = "planned"
+    APPLIED = "applied"
+    RESTORED = "restored"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A change of a job's settings for the length of one retry. At most one per job is not closed.
+
+    `foreign` are the changed values that somebody else changed meanwhile: they are reported and left alone.
+    """
+
+    workspace: str
+    job_id: int
+    run_id: int
+    attempt: int
+    state: LeaseState
+    changes: tuple[SettingChange, ...]
+    planned_at: datetime
+    applied_at: datetime | None = None
+    restored_at: datetime | None = None
+    foreign: tuple[str, ...] = ()
+    write_guid: str = ""
+    etag: str = ""

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.domain import Attempt, ChangeKind, Decision, DecisionKind, EscalationMail, Json, Mode
+from shared.domain import Attempt, ChangeKind, Decision, DecisionKind, DigestMail, EscalationMail, Json, Mode
 from shared.errors import (
     AgentError,
     ConfigurationError,
@@ -65,12 +65,13 @@ class EmailNotifier:
         self._lock = threading.Lock()
         self._client_or_none: EmailClient | None = None
 
-    def send(self, mail: EscalationMail) -> None:
+    def send(self, mail: EscalationMail | DigestMail) -> None:
         """Hand a mail over for delivery; it is not waited for. Nothing is sent where there is nobody to tell."""
+        about = f"run {mail.run_id}" if isinstance(mail, EscalationMail) else f"{mail.total} runs"
         if not mail.recipients:
-            raise PermanentError(f"nobody to mail about run {mail.run_id}: set ESCALATION_EMAILS or OWNERS")
+            raise PermanentError(f"nobody to mail about {about}: set ESCALATION_EMAILS or OWNERS")
         message = message_of(mail, sender=self._settings.sender_email)
-        with translated(f"mail about run {mail.run_id}", is_write=True):
+        with translated(f"mail about {about}", is_write=True):
             self._client().begin_send(message, operation_id=operation_id(mail.key), polling=False)
 
     def was_accepted(self, key: str) -> bool:
@@ -152,17 +153,19 @@ def operation_id(key: str) -> str:
     return str(uuid.uuid5(OPERATIONS, key))
 
 
-def message_of(mail: EscalationMail, *, sender: str) -> Json:
+def message_of(mail: EscalationMail | DigestMail, *, sender: str) -> Json:
     """The request body of the service: sender, recipients, subject, text and HTML part, key header."""
-    subject, text, html = render(mail)
+    is_digest = isinstance(mail, DigestMail)
+    subject, text, html = render_digest(mail) if is_digest else render(mail)
+    run_id, job_id = ("", "") if is_digest else (str(mail.run_id), str(mail.job_id or ""))
     return {
         "senderAddress": sender,
         "recipients": {"to": [{"address": address} for address in dict.fromkeys(mail.recipients)]},
         "content": {"subject": subject, "plainText": text, "html": html},
         "headers": {
             KEY_HEADER: mail.key,
-            "X-Failure-Agent-Run-Id": str(mail.run_id),
-            "X-Failure-Agent-Job-Id": str(mail.job_id or ""),
+            "X-Failure-Agent-Run-Id": run_id,
+            "X-Failure-Agent-Job-Id": job_id,
             "X-Failure-Agent-Workspace": mail.workspace,
         },
         "userEngagementTrackingDisabled": True,
@@ -184,7 +187,7 @@ def render(mail: EscalationMail) -> tuple[str, str, str]:
         "category": str(decision.category).replace("_", " "),
         "confidence": f"{decision.confidence:.0%}",
         "failed_at": f"{mail.failed_at:%Y-%m-%d %H:%M} UTC" if mail.failed_at else "",
-        "link": mail.page_url if WEB_ADDRESS.fullmatch(mail.page_url) else "",
+        "link": link_of(mail.page_url),
         "suggestions": suggestions_of(decision),
         "not_carried_out_why": one_line(decision.not_carried_out_why),
         "needed_mode": str(needed_mode) if mail.kind == "suggestion" else "",
@@ -193,10 +196,43 @@ def render(mail: EscalationMail) -> tuple[str, str, str]:
         "fingerprint": decision.fingerprint,
         "excerpt": excerpt_of(decision),
     }
+    return headline, *both_parts("escalation", context)
+
+
+def render_digest(mail: DigestMail) -> tuple[str, str, str]:
+    """Subject, text and HTML of a digest: one section per cause, the counts adding up to the total."""
+    causes = "one cause" if len(mail.groups) == 1 else f"{len(mail.groups)} causes"
+    headline = one_line(f"[Databricks] {mail.total} failed runs, {causes}, in workspace {mail.workspace}")[:MAX_SUBJECT]
+    groups = [
+        {
+            "count": group.count,
+            "cause": one_line(group.cause),
+            "reason": one_line(group.reason),
+            "category": group.category.replace("_", " "),
+            "fingerprint": group.fingerprint,
+            "jobs": one_line(", ".join(group.jobs)),
+            "examples": [
+                {"run_id": i.watched_run_id, "job": one_line(i.job_name), "link": link_of(i.page_url)}
+                for i in group.examples
+            ],
+        }
+        for group in mail.groups
+    ]
+    context = {"headline": headline, "total": mail.total, "recovered": mail.recovered, "groups": groups}
+    return headline, *both_parts("digest", context)
+
+
+def both_parts(template: str, context: Mapping[str, object]) -> tuple[str, str]:
     environment = templates()
-    text = environment.get_template("escalation.txt.j2").render(context)
-    html = environment.get_template("escalation.html.j2").render(context)
-    return headline, text, html
+    return (
+        environment.get_template(f"{template}.txt.j2").render(context),
+        environment.get_template(f"{template}.html.j2").render(context),
+    )
+
+
+def link_of(page_url: str) -> str:
+    """The address of the run's page, or nothing where it is not a web address."""
+    return page_url if WEB_ADDRESS.fullmatch(page_url) else ""
 
 
 @cache

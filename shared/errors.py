@@ -4,7 +4,8 @@
     ├── TransientError            try the same thing again later
     │   ├── ThrottledError        … not before `retry_after_seconds`
     │   ├── ConflictError         somebody else changed the row first: read again
-    │   ├── PausedError           a person has paused all actions
+    │   ├── HeldError             it must wait for its turn: no slot, no budget, a breaker, another lease
+    │   │   └── PausedError       … a person has paused all actions
     │   └── OutcomeUnknownError   a write was sent and no answer came: it may have landed or may still land
     ├── PermanentError            the same call will fail again
     │   ├── InvalidMessageError   a queue message that is not understood
@@ -38,8 +39,16 @@ class ConflictError(TransientError):
     """A row was changed between our read and our write (HTTP 412), by somebody else."""
 
 
-class PausedError(TransientError):
-    """A person has paused all actions (or it cannot be read whether one has). Never given up on."""
+class HeldError(TransientError):
+    """The action must wait for its turn, `seconds` from now at the earliest. Never given up on."""
+
+    def __init__(self, message: str, *, seconds: float = 300) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class PausedError(HeldError):
+    """A person has paused all actions, or it cannot be read whether one has."""
 
 
 class OutcomeUnknownError(TransientError):

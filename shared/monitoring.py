@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TypedDict
 
-from shared.domain import DecisionKind, Incident, IncidentState
+from shared.domain import Category, DecisionKind, Incident, IncidentState, RunSummary
 from shared.ports import OutgoingMessage
 
 
@@ -73,8 +73,10 @@ def outcome_of(incident: Incident) -> str:
     return OUTCOMES.get(incident.state, "open")
 
 
-def summarise(incidents: Iterable[Incident], *, at: datetime, dry_run: bool) -> Summary:
-    """What one pass did. In a dry run, what it would have done."""
+def summarise(
+    incidents: Iterable[Incident], unread: Sequence[RunReport] = (), *, at: datetime, dry_run: bool
+) -> Summary:
+    """What one pass did about decided incidents (in a dry run, would have done), and the runs it could not read."""
     runs: dict[str, list[int]] = {name: [] for name in Actions.__annotations__}
     reports = []
     for incident in incidents:
@@ -91,7 +93,7 @@ def summarise(incidents: Iterable[Incident], *, at: datetime, dry_run: bool) -> 
             escalated=actions["escalated"],
             skipped=actions["skipped"],
         ),
-        runs=reports,
+        runs=[*reports, *unread],
     )
 
 
@@ -129,4 +131,22 @@ def report_of(incident: Incident) -> RunReport | None:
         fingerprint=decision.fingerprint,
         reason=decision.reason,
         outcome=outcome_of(incident),
+    )
+
+
+def unread_report(run: RunSummary, why: str) -> RunReport:
+    """One run of the summary about which nothing could be decided: a person should look, nobody was told."""
+    return RunReport(
+        run_id=run.run_id,
+        job_id=run.job_id,
+        job="",
+        cause="the run could not be read",
+        category=str(Category.UNKNOWN),
+        decision=str(DecisionKind.ESCALATE_EMAIL),
+        recommended=str(DecisionKind.ESCALATE_EMAIL),
+        changes=[],
+        rules=["policy.unread"],
+        fingerprint="",
+        reason=f"Nothing could be decided: {why}",
+        outcome="open",
     )

@@ -7,17 +7,22 @@ from typing import Protocol
 
 from shared.domain import (
     Diagnosis,
+    DigestMail,
     EscalationMail,
     Event,
     Evidence,
     Incident,
     Json,
+    Lease,
+    NewerRun,
     Pause,
     RunFacts,
     RunState,
     RunSummary,
     ScanState,
 )
+from shared.mail_groups import MailBook
+from shared.triage.safeguards import Safeguards
 
 
 class JobRuns(Protocol):
@@ -70,6 +75,10 @@ class JobRuns(Protocol):
         """Start a new run of the job; its run id. The same token gives the same run, however often it is sent."""
         ...
 
+    def newer_runs(self, workspace: str, job_id: int, *, started_after: datetime) -> tuple[NewerRun, ...]:
+        """Runs of the job that started after the time, the newest 25: one call."""
+        ...
+
     def job_settings(self, workspace: str, job_id: int) -> Json:
         """The job's settings as they are now, as raw JSON with nothing lost: ceil(n / 100) calls for n tasks."""
         ...
@@ -98,7 +107,7 @@ class Diagnoser(Protocol):
 class EmailSender(Protocol):
     """Mail to people."""
 
-    def send(self, mail: EscalationMail) -> None:
+    def send(self, mail: EscalationMail | DigestMail) -> None:
         """Hand one mail over. Raises ThrottledError, OutcomeUnknownError, TransientError or PermanentError."""
         ...
 
@@ -168,6 +177,28 @@ class DecisionHistory(Protocol):
 
     def record_rejected(self, *, queue: str, message_id: str, reason: str, body_sha256: str, at: datetime) -> None:
         """Keep why a message was not understood, before it goes to the dead-letter queue. Never its body."""
+        ...
+
+    def read_safeguards(self, workspace: str) -> Safeguards:
+        """The workspace's safeguards; fresh ones (etag empty) where none are stored."""
+        ...
+
+    def save_safeguards(self, state: Safeguards) -> Safeguards: ...
+
+    def read_mail_book(self, workspace: str) -> MailBook:
+        """The workspace's mail book; a fresh one (etag empty) where none is stored."""
+        ...
+
+    def save_mail_book(self, book: MailBook) -> MailBook: ...
+
+    def read_lease(self, workspace: str, job_id: int) -> Lease | None:
+        """The job's latest lease, closed or not."""
+        ...
+
+    def save_lease(self, lease: Lease) -> Lease: ...
+
+    def open_leases(self, workspace: str) -> list[Lease]:
+        """All leases that are not closed."""
         ...
 
     def read_pause(self) -> Pause: ...

@@ -68,6 +68,24 @@ class Settings(BaseSettings):
     retry_with_params_attempts: int = Field(2, ge=0, le=10, description="Of these, at most so many with changes.")
     max_failure_age_hours: float = Field(6, gt=0, description="Older failures are mailed, never repaired.")
 
+    # Safe when everything fails at once
+    retry_budget_share: float = Field(0.1, ge=0, le=1, description="Retries per runs that ended in the window.")
+    retry_budget_floor: int = Field(5, ge=0, description="Retries per window that are always allowed.")
+    retry_budget_window_minutes: float = Field(60, gt=0, description="The window of the retry budget.")
+    max_concurrent_retries: int = Field(5, ge=1, description="Retries under way at once, per workspace.")
+    slot_wait_seconds: float = Field(60, gt=0, description="Wait for a free slot before asking again.")
+    retries_per_job_and_day: int = Field(10, ge=0, description="Retries of one job within a day.")
+    retry_hours_per_day: float = Field(100, ge=0, description="Hours of retried runs, times their price factor, a day.")
+    breaker_failures: int = Field(10, ge=2, description="Failures of one cause that open its breaker.")
+    breaker_window_minutes: float = Field(5, gt=0, description="… within so many minutes.")
+    breaker_failed_retries: int = Field(3, ge=1, description="Failed retries of one cause that open its breaker.")
+    canary_interval_minutes: float = Field(10, gt=0, description="One retry of an open breaker's cause per interval.")
+    canary_attempts: int = Field(3, ge=1, description="So many such retries; then people decide.")
+    mails_at_once_per_hour: int = Field(4, ge=0, description="Mails of their own per hour; the rest goes into digests.")
+    group_wait_seconds: float = Field(30, ge=0, description="From the first gathered failure to its digest.")
+    digest_interval_minutes: float = Field(15, gt=0, description="At most one digest per interval.")
+    mail_repeat_hours: float = Field(4, gt=0, description="After so long a cause is mailed at once again.")
+
     # When
     find_failures_schedule: str = Field(schedules.FIND_FAILURES, description="NCRONTAB, UTC.")
     follow_up_schedule: str = Field(schedules.FOLLOW_UP, description="NCRONTAB, UTC.")

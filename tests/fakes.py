@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from shared import ports
 from shared.decision_history import InMemoryDecisionHistory
-from shared.domain import Diagnosis, EscalationMail, Evidence, JobFacts, Json, Repair, RunFacts, RunState, RunSummary
+from shared.domain import (
+    Diagnosis,
+    DigestMail,
+    EscalationMail,
+    Evidence,
+    JobFacts,
+    Json,
+    NewerRun,
+    Repair,
+    RunFacts,
+    RunState,
+    RunSummary,
+)
 from shared.errors import RepairRefusedError, RunNotFoundError, TransientError
 from shared.ports import OutgoingMessage
 from tests.builders import NOW, WORKSPACE, build_run_facts, build_run_state
@@ -41,7 +53,7 @@ def fault_injectable[T: type](port: type) -> Callable[[T], T]:
 
     def decorate(fake: T) -> T:
         for name, _ in inspect.getmembers(port, inspect.isfunction):
-            if not name.startswith("_"):
+            if not name.startswith("_") and hasattr(fake, name):
                 setattr(fake, name, _with_faults(name, getattr(fake, name)))
         return fake
 
@@ -86,6 +98,7 @@ class RepairMade:
     latest_repair_id: int | None
     job_parameters: Mapping[str, str]
     legacy_parameters: Mapping[str, object]
+    performance_target: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,13 +209,22 @@ class FakeJobRuns:
         latest_repair_id: int | None,
         job_parameters: Mapping[str, str],
         legacy_parameters: Mapping[str, object],
+        performance_target: str | None = None,
     ) -> int:
         run = self._known(workspace, run_id).run
         if run.is_active or not run.is_failed or run.latest_repair_id != latest_repair_id:
             raise RepairRefusedError(f"run {run_id} of workspace {workspace} changed since the decision")
         repair_id = 9001 + len(self.repairs)
         self.repairs.append(
-            RepairMade(workspace, run_id, repair_id, latest_repair_id, dict(job_parameters), dict(legacy_parameters))
+            RepairMade(
+                workspace,
+                run_id,
+                repair_id,
+                latest_repair_id,
+                dict(job_parameters),
+                dict(legacy_parameters),
+                performance_target,
+            )
         )
         repairs = (*run.repairs, Repair(repair_id, None, self.clock()))
         self.put_state(_running(replace(run, repairs=repairs)))
@@ -224,6 +246,12 @@ class FakeJobRuns:
         self.put_state(_running(run))
         return run_id
 
+    def newer_runs(self, workspace: str, job_id: int, *, started_after: datetime) -> tuple[NewerRun, ...]:
+        runs = [facts.run for (of, _), facts in self._facts.items() if of == workspace and facts.run.job_id == job_id]
+        newer = [run for run in runs if run.start_time > started_after]
+        newest = sorted(newer, key=lambda run: run.start_time, reverse=True)[:25]
+        return tuple(NewerRun(run.run_id, run.is_active, run.result_state, run.job_parameters) for run in newest)
+
     def job_settings(self, workspace: str, job_id: int) -> Json:
         return copy.deepcopy(self._job(workspace, job_id).settings)
 
@@ -238,9 +266,9 @@ class FakeJobRuns:
             merged.pop(name, None)
         self.job_updates.append((job_id, merged))
         changed = replace(job, settings=merged)
-        for key, facts in self._facts.items():
-            if facts.job and key[0] == workspace and facts.job.job_id == job_id:
-                self._facts[key] = replace(facts, job=changed)
+        for facts in list(self._facts.values()):
+            if facts.job and facts.run.workspace == workspace and facts.job.job_id == job_id:
+                self.put(replace(facts, job=changed))
 
     def _job(self, workspace: str, job_id: int) -> JobFacts:
         for (of, _), facts in self._facts.items():
@@ -291,9 +319,9 @@ class FakeEmailSender:
 
     def __init__(self) -> None:
         self.faults = Faults()
-        self.sent: list[EscalationMail] = []
+        self.sent: list[EscalationMail | DigestMail] = []
 
-    def send(self, mail: EscalationMail) -> None:
+    def send(self, mail: EscalationMail | DigestMail) -> None:
         self.sent.append(mail)
 
     def was_accepted(self, key: str) -> bool:

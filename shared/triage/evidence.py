@@ -16,11 +16,8 @@ from shared.triage.redaction import redact
 TEXT_LIMIT = 64 * 1024
 """Bytes (UTF-8) of `Evidence.text`."""
 
-EXCERPT_LIMIT = 24_000
-"""Characters of `Evidence.excerpt`: at four characters a token, 6,000 of the 8,000 tokens a prompt may hold."""
-
-EXCERPT_AIM = 6_000
-"""Characters the excerpt is kept to, unless the lines of the highest rank alone need more (about 1,500 tokens)."""
+EXCERPT_LIMIT = 8_000
+"""Bytes (UTF-8) of `Evidence.excerpt`: at four characters a token 2,000 of the 8,000 tokens that a prompt may hold."""
 
 LONGEST_LINE = 4_000
 """Characters; a longer line is redacted, then broken at separators into pieces of at most this size."""
@@ -34,8 +31,10 @@ _ANSI = re.compile(r"\x1b(?:\[[0-?]{0,30}[ -/]{0,5}[@-~]|\][^\x07\x1b]{0,200}(?:
 _CONTROL = bytes((*range(9), 11, 12, *range(14, 32), 127))
 _DIGITS = b"0123456789"
 
-_CHATTER_LEVEL = re.compile(r"(?:^|[\s\[|:=\"'])(?:INFO|DEBUG|TRACE|NOTICE|info|debug)(?=[\s\]|:,\"']|$)")
-_ALARM_LEVEL = re.compile(r"(?:^|[\s\[|:=\"'])(?:ERROR|FATAL|CRITICAL|SEVERE)(?=[\s\]|:,\"']|$)")
+_CHATTER_LEVELS = frozenset({"INFO", "DEBUG", "TRACE", "NOTICE", "info", "debug"})
+_ALARM_LEVELS = frozenset({"ERROR", "FATAL", "CRITICAL", "SEVERE"})
+_LEVEL_PARTS = ("INFO", "DEBUG", "TRACE", "NOTICE", "ERROR", "FATAL", "CRITICAL", "SEVERE", "info", "debug")
+_LEVEL = re.compile(rf"(?:^|[\s\[|:=\"'])({'|'.join(_LEVEL_PARTS)})(?=[\s\]|:,\"']|$)")
 _RECORD_START = re.compile(r"\[?(?:\d{2,4}[-/]\d{2}[-/]\d{2}|\d{2}:\d{2}:\d{2})")
 
 
@@ -71,7 +70,7 @@ _PYTHON_FRAME = re.compile(r'\s{0,8}(?:File "([^"]{1,400})", line \d+|File (<com
 _COMMAND_FRAME = re.compile(r"\s{0,4}(?:File )?<(?:command|ipython-input)-[^>]{1,60}>")
 _NUMBERED_CODE = re.compile(r"(?:-{1,4}> ?|\s{1,8})\d{1,6}(?: |$)")
 _MARKERS = re.compile(r"[\s~^|.\-=_*#+]{1,400}$")
-_SINGLE_TOKEN = re.compile(r"\s{0,8}[A-Za-z0-9+/=_\-.%~]{12,400}\s{0,4}$")
+_REST_OF_TOKEN = re.compile(r"\s{0,16}(?!\w{2,40}=\S)(?=\D{0,400}\d)[A-Za-z0-9+/=_\-%~]{12,400}\s{0,4}$")
 _ESCAPED_BREAK = re.compile(r"\\{1,4}r?\\{0,4}n(?=\\{1,4}t|\s|[A-Z:\"'\[{(<.\-\\]|[a-z]{2,40}[.:])")
 _BREAKABLE = re.compile(r"[;,}\]] ?|\. |\s")
 
@@ -105,13 +104,16 @@ _RESCUING = _encoded(
 _TELLING = _ALARMS | _DOINGS | _PROGRESS | _KNOWN_NOISE
 _NO_WORDS: set[bytes] = set()
 
-_NOISE, _PLAIN, _RECORD, _FRAME, _ALARM, _CAUSE = 0, 3, 2, 3, 6, 9
+# Ranks of lines, from what is dropped to what is kept first.
+_NOISE, _WEAK, _RECORD, _PLAIN, _FRAME, _ALARM, _CAUSE = 0, 1, 2, 3, 3, 6, 9
+_MOST_OWN_FRAMES = 5
 
 
 def collect(symptoms: Symptoms) -> Evidence:
-    """The evidence in `symptoms`: noise gone, causes found, bounded and redacted. Never raises, whatever the texts hold.
+    """The evidence in `symptoms`: noise gone, causes found, bounded and redacted.
 
-    Nothing of the texts that is not in the result may leave the process. Secrets are replaced before any line is cut.
+    Never raises, whatever the texts hold. Nothing of the texts that is not in the result may leave the process.
+    Secrets are replaced before any line is cut.
     """
     lines = _lines_of(symptoms)
     kept = _most_informative(lines, _ranks(lines, dropping_repeats=True), TEXT_LIMIT)
@@ -172,7 +174,7 @@ def _unescaped(line: str) -> list[str]:
     r"""A stack trace inside a JSON string has its line breaks as `\n`: give them back. A lone `\n` may be a path."""
     if line.count("\\n") < 2:
         return [line]
-    return [part.replace("\\t", "\t") for part in _ESCAPED_BREAK.split(line)]
+    return [part.replace("\\t", "\t").replace('\\"', '"') for part in _ESCAPED_BREAK.split(line)]
 
 
 def _pieces(line: str) -> Iterator[str]:
@@ -217,7 +219,10 @@ def _pieces_of_redacted(line: str) -> Iterator[str]:
 
 
 def _ranks(lines: list[str], *, dropping_repeats: bool = False) -> list[int]:
-    """How informative each line is, 0 for noise. Of lines that differ in digits only, the first two and the last count."""
+    """How informative each line is, 0 for noise.
+
+    With `dropping_repeats`, of lines that differ in digits only the first two and the last count.
+    """
     repeated = _repeated(lines) if dropping_repeats else frozenset()
     frames = _FrameState()
     ranks: list[int | None] = []
@@ -227,25 +232,40 @@ def _ranks(lines: list[str], *, dropping_repeats: bool = False) -> list[int]:
         rank = frames.rank(line) if line else _NOISE
         if index in repeated:
             rank = _NOISE
+        elif rank is None:
+            level = _level(line)
+            if level in _ALARM_LEVELS:
+                rank = _ALARM + 1
+            else:
+                (chatter if level in _CHATTER_LEVELS else telling).append(index)
         ranks.append(rank)
-        if rank is None:
-            (chatter if _is_chatter(line) else telling).append(index)
-    words = _words_in(lines, chatter, _RESCUING)
+    rescued = _words_in(lines, chatter, _RESCUING)
     for index in chatter:
-        ranks[index] = _RECORD if index in words else _NOISE
+        ranks[index] = _RECORD if index in rescued else _NOISE
     words = _words_in(lines, telling, _TELLING)
     for index in telling:
-        is_rest_of_token = index and _SINGLE_TOKEN.match(lines[index])
-        ranks[index] = (ranks[index - 1] or _NOISE) if is_rest_of_token else _rank(lines[index], words.get(index, _NO_WORDS))
+        if index and _REST_OF_TOKEN.match(lines[index]):
+            ranks[index] = ranks[index - 1]
+        else:
+            ranks[index] = _rank(lines[index], words.get(index, _NO_WORDS))
     result = [rank or _NOISE for rank in ranks]
     return result if any(result) else _last_words(lines)
+
+
+def _level(line: str) -> str:
+    """The level of a log record, empty if the line has none in its first 96 characters."""
+    head = line[:96]
+    if " INFO " in head and "ERROR" not in head:
+        return "INFO"
+    found = _LEVEL.search(head) if any(part in head for part in _LEVEL_PARTS) else None
+    return found.group(1) if found else ""
 
 
 def _last_words(lines: list[str]) -> list[int]:
     """Nothing but noise: the last twenty lines are better than none."""
     wanted = {index for index, line in enumerate(lines) if line and not line.isspace()}
     last = set(sorted(wanted)[-20:])
-    return [1 if index in last else _NOISE for index in range(len(lines))]
+    return [_WEAK if index in last else _NOISE for index in range(len(lines))]
 
 
 def _repeated(lines: list[str]) -> frozenset[int]:
@@ -274,13 +294,6 @@ def _words_in(lines: list[str], indexes: list[int], words: Iterable[bytes]) -> d
     return found
 
 
-def _is_chatter(line: str) -> bool:
-    head = line[:96]
-    if " INFO " in head or " DEBUG " in head:
-        return True
-    return any(level in head for level in ("INFO", "DEBUG", "TRACE", "info", "debug")) and bool(_CHATTER_LEVEL.search(head))
-
-
 def _rank(line: str, words: set[bytes]) -> int:
     head = line[:96]
     if "Caused by" in head or head.startswith(": "):
@@ -288,11 +301,9 @@ def _rank(line: str, words: set[bytes]) -> int:
     if words & _KNOWN_NOISE or (words and words <= _PROGRESS) or _MARKERS.match(line):
         return _NOISE
     telling = min(len(words - _PROGRESS), 2)
-    if any(level in head for level in ("ERROR", "FATAL", "CRITICAL", "SEVERE")) and _ALARM_LEVEL.search(head):
-        return _ALARM + telling
     if telling:
         return _ALARM - (2 if "WARN" in head else 0) + telling
-    return 1 if _RECORD_START.match(head) else _PLAIN
+    return _WEAK if _RECORD_START.match(head) else _PLAIN
 
 
 class _FrameState:
@@ -309,7 +320,9 @@ class _FrameState:
         if stripped.startswith("at ") and stripped != line:
             self._java_frames += 1
             is_framework = stripped.startswith(_FRAMEWORK_PACKAGES, 3)
-            return (1 if self._java_frames == 1 else _NOISE) if is_framework else (1 if self._java_frames > 5 else _FRAME)
+            if is_framework:
+                return _WEAK if self._java_frames == 1 else _NOISE
+            return _FRAME if self._java_frames <= _MOST_OWN_FRAMES else _WEAK
         if stripped.startswith("... ") and stripped.endswith((" more", "omitted")):
             return _NOISE
         self._java_frames = 0
@@ -325,7 +338,7 @@ class _FrameState:
 
 
 def _most_informative(lines: list[str], ranks: list[int], limit: int) -> list[int]:
-    """Indexes of whole lines of at most `limit` bytes together, the higher ranks first, later lines before earlier ones."""
+    """Indexes of whole lines of at most `limit` bytes together: higher ranks first, later lines before earlier ones."""
     order = sorted((index for index, rank in enumerate(ranks) if rank), key=lambda index: (-ranks[index], -index))
     chosen: list[int] = []
     room = limit
@@ -341,8 +354,12 @@ def _most_informative(lines: list[str], ranks: list[int], limit: int) -> list[in
 def _excerpt(lines: list[str], ranks: list[int]) -> str:
     """The most informative of the lines, in the order of the source; how a text begins and ends counts for more."""
     count = len(lines)
-    ranks = [rank + (2 if index < 4 or index >= count - 12 else 0) for index, rank in enumerate(ranks)]
-    return "\n".join(lines[index] for index in _most_informative(lines, ranks, EXCERPT_AIM))
+    least = min(max(ranks, default=0), _RECORD)
+    ranks = [
+        (rank + 2 if index < 4 or index >= count - 12 else rank) if rank >= least else _NOISE
+        for index, rank in enumerate(ranks)
+    ]
+    return "\n".join(lines[index] for index in _most_informative(lines, ranks, EXCERPT_LIMIT))
 
 
 # --- what the lines say ----------------------------------------------------------------------------------------------
@@ -374,16 +391,21 @@ def _is_exception_line(line: str) -> bool:
 _SAYS_NOTHING = re.compile(
     r"(?:.{0,80}Job aborted(?: due to stage failure)?[.:]? ?(?:Task \d+ in stage [\d.]{1,12} failed \d+ times)?[,.;]?"
     r"|.{0,80}aborting job|.{0,60}An error occurred while calling \S{1,60}|.{0,60}\d+ flows failed to resolve\b.{0,100}"
-    r"|.{0,60}returned non-zero exit status \d+\.?|.{0,60}Update \w{1,40} is FAILED\.?\"?|Workload failed, see run output.{0,200}"
+    r"|.{0,60}returned non-zero exit status \d+\.?|.{0,60}Update \w{1,40} is FAILED\.?\"?"
+    r"|Workload failed, see run output.{0,200}"
     r"|.{0,60}Encountered an error:?|(?:Runtime|Database|Compilation) Error|.{0,80}terminated with error"
-    r"|.{0,60}PythonException: Traceback \(most recent call last\):|Traceback.{0,60}|.{0,60}due to upstream failure.{0,40}"
-    r"|(?:Error|Please|During|The above|See|Check|Refer to|Last) .{0,200}|.{0,200}Exception in task .{0,80}"
-    r"|run failed with error message|.{0,60}error message:?|\S{1,120}(?:Exception|Error)[\s:]{0,60}(?:Traceback.{0,60})?)$",
+    r"|.{0,60}PythonException: Traceback \(most recent call last\):|Traceback.{0,60}"
+    r"|.{0,60}due to upstream failure.{0,40}"
+    r"|(?:Please|The above|See|Check|Refer to) .{0,200}|.{0,200}Exception in task .{0,80}"
+    r"|run failed with error message|.{0,60}error message:?"
+    r"|\S{1,120}(?:Exception|Error)[\s:]{0,60}(?:Traceback.{0,60})?)$",
     re.IGNORECASE,
 )
 _HEADLINE = re.compile(r".{0,60}?\b(?:Runtime|Database|Compilation|Dependency) Error in \w{1,20} \S")
 """How dbt begins an error; the message stands on the next line."""
-_REMARK = re.compile(r"\[[a-z][\w .,\-]{1,60}\]|(?:parent|child|active|newer|next) (?:run|update)\b|last |iteration \d|refresh history")
+_REMARK = re.compile(
+    r"\[[a-z][\w .,\-]{1,60}\]|(?:parent|child|active|newer|next) (?:run|update)\b|last |iteration \d|refresh history"
+)
 
 
 def _causes(lines: list[str], ranks: list[int]) -> tuple[str, ...]:
@@ -397,14 +419,15 @@ def _causes(lines: list[str], ranks: list[int]) -> tuple[str, ...]:
             blocks.append([])
         elif _HEADLINE.match(stripped):
             blocks[-1].append(f"{stripped} {following.strip()}")
-        elif "most recent failure" in stripped or "Caused by" in stripped or _is_exception_line(stripped):
+        elif any(
+            mark in stripped for mark in ("most recent failure", "Caused by", "ErrorClass=")
+        ) or _is_exception_line(stripped):
             if stripped.endswith(":") and not stripped.endswith("last):"):  # the message stands on the next line
                 stripped = f"{stripped} {following.strip()}"
             blocks[-1].extend(_unwrapped(stripped))
         previous = stripped
-    causes = [cause for block in reversed(blocks) for cause in block]
-    if all(_SAYS_NOTHING.match(cause) for cause in causes):
-        causes += _told_causes(lines, ranks)
+    causes = [cause for block in reversed(blocks) for cause in block if not _SAYS_NOTHING.match(cause)]
+    causes = causes or _told_causes(lines, ranks)
     distinct = [cause for cause, following in pairwise([*causes, ""]) if cause != following]
     if len(distinct) > MOST_CAUSES:
         distinct = distinct[: MOST_CAUSES // 2] + distinct[-MOST_CAUSES // 2 :]
@@ -412,10 +435,10 @@ def _causes(lines: list[str], ranks: list[int]) -> tuple[str, ...]:
 
 
 def _told_causes(lines: list[str], ranks: list[int]) -> list[str]:
-    """Where no exception says why: the line with an error class, else the first of the loudest lines that says anything."""
+    """Where no exception says why: the last line with an error class, else the first loud line that says anything."""
     telling = [
-        (rank, line.strip())
-        for rank, line in zip(ranks, lines, strict=True)
+        (rank, f"{line.strip()} {following.strip()}" if line.endswith(":") else line.strip())
+        for rank, (line, following) in zip(ranks, pairwise([*lines, ""]), strict=True)
         if rank and line.strip() and not _SAYS_NOTHING.match(line.strip()) and not _REMARK.match(line.strip())
     ]
     with_class = [line for _, line in telling if _ERROR_CLASS.search(line)]

@@ -1,7 +1,7 @@
 """What the triage knows, as data: `signatures.yaml` (texts) and `codes.yaml` (codes), checked and compiled once.
 
-Patterns are regular expressions, matched without regard to case and with `^`/`$` at line ends; `(?-i:…)` insists on case.
-A pattern runs only where one of its `keywords` (literals, lower case) occurs, so most of them cost nothing.
+Patterns are regular expressions, matched without regard to case and with `^` and `$` at line ends; `(?-i:…)` insists on
+case. A pattern is tried only on lines in which one of its `keywords` (literals, lower case) stands, so most cost nothing.
 """
 
 import functools
@@ -46,27 +46,80 @@ class Effect(StrEnum):
     PASSING = "passing"
     LATE_INPUT = "late_input"
     CHANGE_TRIED = "change_tried"
+    SOMEBODY_INVOLVED = "somebody_involved"
+
+
+class Reading:
+    """A text that many patterns are tried on, with its lines."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.lines = text.split("\n")
+        self._lowered_lines = [line.lower() for line in self.lines]
+        self._lowered = "\n".join(self._lowered_lines)
+
+    def lines_with(self, keywords: tuple[str, ...]) -> list[int]:
+        """Numbers of the lines in which one of `keywords` (lower case) stands."""
+        lowered = self._lowered
+        present = [keyword for keyword in keywords if keyword in lowered]
+        if not present:
+            return []
+        return [
+            number
+            for number, line in enumerate(self._lowered_lines)
+            if line and any(keyword in line for keyword in present)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A match of a pattern: the line (or lines) it stands in, and the number of the first of them."""
+
+    line: str
+    line_number: int
+    found: re.Match[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """An expression with the literals of which one must occur before it is tried, and what speaks against it."""
+    """An expression with the literals of which one must occur in a line before it is tried there.
+
+    It is tried line by line, or on the text as a whole when it says that it spans lines (`[\\s\\S]`). `unless` speaks
+    against a match by matching the same line.
+    """
 
     keywords: tuple[str, ...]
     expression: re.Pattern[str]
     unless: re.Pattern[str] | None
 
-    def matches(self, text: str, lowered: str) -> Iterator[re.Match[str]]:
-        """Matches in lines that `unless` does not match; `lowered` is `text.lower()`."""
-        if any(keyword in lowered for keyword in self.keywords):
-            for found in self.expression.finditer(text):
-                if self.unless is None or not self.unless.search(lines_of_match(text, found)):
-                    yield found
+    def matches(self, reading: Reading) -> Iterator[Match]:
+        """All matches, in the order of the lines."""
+        numbers = reading.lines_with(self.keywords)
+        if not numbers:
+            return
+        candidates = self._spanning(reading) if "[\\s\\S]" in self.expression.pattern else self._single(reading, numbers)
+        for match in candidates:
+            if self.unless is None or not self.unless.search(match.line):
+                yield match
+
+    def _single(self, reading: Reading, numbers: list[int]) -> Iterator[Match]:
+        for number in numbers:
+            line = reading.lines[number]
+            found = self.expression.search(line)
+            if found is not None:
+                yield Match(line, number, found)
+
+    def _spanning(self, reading: Reading) -> Iterator[Match]:
+        text = reading.text
+        for found in self.expression.finditer(text):
+            start = text.rfind("\n", 0, found.start()) + 1
+            end = text.find("\n", found.end())
+            yield Match(text[start : end if end >= 0 else len(text)], text.count("\n", 0, start), found)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a code or a text means. `change_words` may hold `{name}`, filled by the group of that name of the pattern."""
+    """What a code or a text means. `{name}` in a change word is filled by the group of that name of the pattern."""
 
     decision: DecisionKind
     category: Category
@@ -144,13 +197,6 @@ def read_circumstances(text: str) -> tuple[Circumstance, ...]:
     """The circumstances of a YAML text in the form of `signatures.yaml`. Raises ConfigurationError naming the entry."""
     entries = _load(text, SIGNATURES_FILE.name).get("circumstances")
     return _unique([_circumstance(entry) for entry in _entries(entries, "circumstances")])
-
-
-def lines_of_match(text: str, found: re.Match[str]) -> str:
-    """The whole lines in which a match stands."""
-    start = text.rfind("\n", 0, found.start()) + 1
-    end = text.find("\n", found.end())
-    return text[start : end if end >= 0 else len(text)]
 
 
 @functools.cache

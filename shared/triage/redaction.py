@@ -3,8 +3,8 @@ r"""Secrets and personal data out of a text, before anything of it leaves the pr
 Two kinds of finders: *shapes*, for secrets that show by themselves what they are (`dapi…`, `AKIA…`, a PEM block), and
 *names*, for values that are secret because of the name before them (`password=`, `"client_secret": `, `--api-key `).
 Both look at the text as it was meant: colours taken out, `%3D`, `\"` and `\u003d` read as the character they
-stand for, and once more with the line breaks that a wrap put inside a token removed. What is found there is replaced in the
-original by a marker such as `[redacted:password]`. Names, ids, hashes, paths, versions and error classes stay readable.
+stand for, and once more with the line breaks that a wrap put inside a token removed. What is found is replaced in
+the original by a marker such as `[redacted:password]`. Names, ids, hashes, paths, versions and error classes stay.
 """
 
 import re
@@ -28,7 +28,10 @@ class _Span(NamedTuple):
 
 
 def redact(text: str) -> str:
-    """`text` with secrets, e-mail addresses and IP addresses replaced by `[redacted:kind]`. Idempotent, linear in the size."""
+    """`text` with secrets, e-mail addresses and IP addresses replaced by `[redacted:kind]`.
+
+    Idempotent; cost linear in the size. Works on whole texts: half a secret, cut off before, is not recognised.
+    """
     regions = [(0, len(text))]
     for _ in range(MOST_PASSES):
         spans = _merged(
@@ -81,7 +84,9 @@ def _found_in(text: str) -> Iterator[_Span]:
         yield plain.original(span)
     joins = _wraps(plain.text)
     for region_start, region_end in _lines_around(plain.text, joins):
-        inside = [(start - region_start, end - region_start) for start, end in joins if region_start <= start < region_end]
+        inside = [
+            (start - region_start, end - region_start) for start, end in joins if region_start <= start < region_end
+        ]
         joined = _View(plain.text[region_start:region_end], [(start, end, "") for start, end in inside])
         for span in _secrets(joined.text):
             start, end, kind = joined.original(span)
@@ -172,7 +177,9 @@ class _View:
 
 _BREAK = re.compile(r"\n[ \t]{0,16}(?=([^\s\"'<>;&,)}\]:(]{2,400})(.?))")
 _TOKEN_BEFORE = re.compile(r"[^\s\"'<>;,)}(\[{\]]{1,80}$")
-_STARTS_A_LINE = re.compile(r"\d{1,4}[-/:.]\d|[A-Za-z_][\w.\-]{1,60}=[^=]|-{2,5}|\.{2,3}|(?:0x|at|in|File|by|to|and|or)\b")
+_STARTS_A_LINE = re.compile(
+    r"\d{1,4}[-/:.]\d|[A-Za-z_][\w.\-]{1,60}=[^=]|-{2,5}|\.{2,3}|(?:0x|at|in|File|by|to|and|or)\b"
+)
 _HALF_MAILBOX = re.compile(r"[\w.+\-]{1,64}@[\w\-]{0,63}$")
 _HALF_IPV6 = re.compile(r"(?:[0-9a-fA-F]{1,4}:){2,7}[0-9a-fA-F]{0,4}$")
 _HEX = re.compile(r"[0-9a-fA-F]{1,4}\.?")
@@ -267,18 +274,40 @@ def _shape(kind: str, hints: str, pattern: str, is_secret: Callable[[str], bool]
 
 # Forms as published by the issuers and in the rules of gitleaks (MIT). The first group, if any, is the secret.
 _SHAPES = (
-    _shape("databricks-token", "dapi dose dkea dsapi", _ALONE + r"d(?:api|ose|kea|sapi)[0-9a-f]{30,40}(?:-\d{1,2})?" + _END),
+    _shape(
+        "databricks-token", "dapi dose dkea dsapi", _ALONE + r"d(?:api|ose|kea|sapi)[0-9a-f]{30,40}(?:-\d{1,2})?" + _END
+    ),
     _shape("jwt", "eyJ", _ALONE + r"eyJ[\w\-]{8,8000}(?:\.[\w\-]{2,8000}){1,4}={0,2}"),
     _shape("aws-key", "AKIA ASIA ABIA ACCA", _ALONE + r"A(?:KIA|SIA|BIA|CCA)[A-Z0-9]{16}" + _END),
-    _shape("aws-token", "FwoGZXIvYXdz IQoJb3JpZ2lu FQoGZXIvYXdz", r"(?:FwoGZXIvYXdz|IQoJb3JpZ2lu|FQoGZXIvYXdz)[\w+/=\-]{20,4000}"),
-    _shape("google-key", "AIza ya29. GOCSPX- 1//0", _ALONE + r"(?:AIza[\w\-]{30,40}|ya29\.[\w\-.]{20,1000}|GOCSPX-[\w\-]{20,40}|1//0[\w\-]{30,200})"),
-    _shape("github-token", "ghp_ gho_ ghu_ ghs_ ghr_ github_pat_", _ALONE + r"(?:gh[pousr]_[A-Za-z0-9]{20,255}|github_pat_\w{20,255})"),
+    _shape(
+        "aws-token",
+        "FwoGZXIvYXdz IQoJb3JpZ2lu FQoGZXIvYXdz",
+        r"(?:FwoGZXIvYXdz|IQoJb3JpZ2lu|FQoGZXIvYXdz)[\w+/=\-]{20,4000}",
+    ),
+    _shape(
+        "google-key",
+        "AIza ya29. GOCSPX- 1//0",
+        _ALONE + r"(?:AIza[\w\-]{30,40}|ya29\.[\w\-.]{20,1000}|GOCSPX-[\w\-]{20,40}|1//0[\w\-]{30,200})",
+    ),
+    _shape(
+        "github-token",
+        "ghp_ gho_ ghu_ ghs_ ghr_ github_pat_",
+        _ALONE + r"(?:gh[pousr]_[A-Za-z0-9]{20,255}|github_pat_\w{20,255})",
+    ),
     _shape("gitlab-token", "gl", _ALONE + r"gl(?:pat|ptt|dt|rt|cbt|soat|ft|agent|imt|oas)-[\w\-.]{18,300}"),
     _shape("slack-token", "xox xapp-", _ALONE + r"(?:xox[a-z](?:\.xox[a-z])?-[\w\-]{10,250}|xapp-\d-[\w\-]{10,250})"),
     _shape("webhook", "hooks.slack.com", r"hooks\.slack\.com/((?:services|workflows|triggers)/[\w/\-]{8,200})"),
-    _shape("webhook", "webhook.office.com outlook.office", r"(?:webhook\.office\.com|outlook\.office(?:365)?\.com)/((?:webhookb2|webhook)/[\w@/.\-]{8,400})"),
+    _shape(
+        "webhook",
+        "webhook.office.com outlook.office",
+        r"(?:webhook\.office\.com|outlook\.office(?:365)?\.com)/((?:webhookb2|webhook)/[\w@/.\-]{8,400})",
+    ),
     _shape("webhook", "discord", r"discord(?:app)?\.com/api/webhooks/(\d{5,30}/[\w\-]{20,200})"),
-    _shape("stripe-key", "_live_ _test_ whsec_", _ALONE + r"(?:(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{10,250}|whsec_[A-Za-z0-9+/=]{20,200})"),
+    _shape(
+        "stripe-key",
+        "_live_ _test_ whsec_",
+        _ALONE + r"(?:(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{10,250}|whsec_[A-Za-z0-9+/=]{20,200})",
+    ),
     _shape("sendgrid-key", "SG.", _ALONE + r"SG\.[\w\-]{16,32}\.[\w\-]{16,64}"),
     _shape("npm-token", "npm_", _ALONE + r"npm_[A-Za-z0-9]{30,60}"),
     _shape("pypi-token", "pypi-", _ALONE + r"pypi-Ag[\w\-]{16,1000}"),
@@ -305,38 +334,87 @@ _SHAPES = (
     _shape("age-key", "AGE-SECRET-KEY-", r"AGE-SECRET-KEY-1[A-Z0-9]{40,70}"),
     _shape("entra-secret", "Q~", r"(?<![\w~.\-])[\w~.\-]{3}\dQ~[\w~.\-]{28,40}"),
     _shape("azure-devops-token", "AZDO", r"[A-Za-z0-9]{70,80}AZDO[A-Za-z0-9]{4}"),
-    _shape("azure-key", "AzFu AzCa AzSe AIoT ACDb AStg APIM ACR+ AzEv AzSB +ASb +AEh", r"(?<![\w+/])[\w+/\-]{20,90}(?:AzFu|AzCa|AzSe|AIoT|ACDb|AStg|APIM|ACR\+|AzEv|AzSB|\+ASb|\+AEh)[\w+/\-]{4,20}={0,2}"),
-    _shape("password-hash", "$2 $apr1$ $6$ $5$ $argon2", r"\$(?:2[abxy]\$\d\d\$[./A-Za-z0-9]{50,60}|(?:apr1|[56])\$[\w./$=]{16,150}|argon2[id]{1,2}\$[\w./$=,+]{20,200})"),
+    _shape(
+        "azure-key",
+        "AzFu AzCa AzSe AIoT ACDb AStg APIM ACR+ AzEv AzSB +ASb +AEh",
+        r"(?<![\w+/])[\w+/\-]{20,90}(?:AzFu|AzCa|AzSe|AIoT|ACDb|AStg|APIM|ACR\+|AzEv|AzSB|\+ASb|\+AEh)[\w+/\-]{4,20}={0,2}",
+    ),
+    _shape(
+        "password-hash",
+        "$2 $apr1$ $6$ $5$ $argon2",
+        r"\$(?:2[abxy]\$\d\d\$[./A-Za-z0-9]{50,60}|(?:apr1|[56])\$[\w./$=]{16,150}|argon2[id]{1,2}\$[\w./$=,+]{20,200})",
+    ),
     _shape("ssh-key", "b3BlbnNzaC1rZXktdjE", r"b3BlbnNzaC1rZXktdjE[A-Za-z0-9+/=\s]{20,8000}"),
     _shape("credential", "earer", r"[Bb]earer[ :=\"']{1,4}([\w.~+/=\-]{8,8000})", _is_credential),
     _shape("credential", "BEARER", r"BEARER[ :=\"']{1,4}([\w.~+/=\-]{8,8000})", _is_credential),
     _shape("credential", "asic", r"\b[Bb]asic ([A-Za-z0-9+/]{8,800}={0,2})", _is_credential),
     _shape("signature", "Signature=", r"Signature=([\w+/=\-]{20,2000})"),
-    _shape("credential", "uthorization AUTHORIZATION", r"(?:[Aa]uthorization|AUTHORIZATION)[\"']{0,2}\s?[:=,]\s{0,2}[\"']?(?:SharedKey(?:Lite)? [\w\-]{1,60}:|[A-Za-z][\w\-]{1,30}[ :]\s?|)(?:token=)?[\"']?([\w.~+/=\-]{8,8000})", _is_credential),
+    _shape(
+        "credential",
+        "uthorization AUTHORIZATION",
+        r"(?:[Aa]uthorization|AUTHORIZATION)[\"']{0,2}\s?[:=,]\s{0,2}[\"']?"
+        r"(?:SharedKey(?:Lite)? [\w\-]{1,60}:|[A-Za-z][\w\-]{1,30}[ :]\s?|)(?:token=)?[\"']?([\w.~+/=\-]{8,8000})",
+        _is_credential,
+    ),
     _shape("password", "://", r"://[^\s/@:\"'<>\[\]]{0,128}:((?!\[redacted:)[^\s/\"'<>]{1,300})@(?=[\w\[.\-$*{])"),
-    _shape("password", "://", r"://[^\s/@:\"'<>\[\]]{0,128}:((?!\[redacted:)[^\s@\"'<>]{1,300})@(?=[\w\[\-]{1,60}\.[\w.\-]{2,60}(?:[:/\s\"']|$))"),
+    _shape(
+        "password",
+        "://",
+        r"://[^\s/@:\"'<>\[\]]{0,128}:((?!\[redacted:)[^\s@\"'<>]{1,300})@(?=[\w\[\-]{1,60}\.[\w.\-]{2,60}(?:[:/\s\"']|$))",
+    ),
     _shape("token", "://", r"://([^\s/@:\"'<>\[\]]{20,300})@(?=[\w.\-])", _has_digit_and_letter),
     _shape("password", "oracle:thin:", r"oracle:thin:[^\s/@]{1,80}/([^\s@]{1,128})@"),
-    _shape("password", "curl wget http", r"(?:curl|wget|https?)\b[^\n]{0,300}?\s(?:-u|--user)[ =]{0,2}[\"']?[^\s:\"']{1,80}:([^\s\"']{1,200})"),
-    _shape("password", "mysql sshpass login", r"(?:mysql\w{0,10}|sshpass|login)\b[^\n]{0,300}?\s-p ?[\"']?([^\s\"']{4,128})"),
-    _shape("password", "login LOGIN", r"\b(?:login|LOGIN) \S{1,80}\s{1,4}(?:password|PASSWORD)\s{1,4}(\S{1,128})", _is_scrap),
-    _shape("password", "dentified DENTIFIED", r"(?i:identified\s{1,3}by)\s{1,3}(?:(?i:password)\s)?[\"']?([^\s\"';]{1,128})"),
-    _shape("password", "5432: 3306: 1433: 1521: 5439:", r"(?m:^)\s{0,8}[\w.\-*]{1,120}:(?:5432|3306|1433|1521|5439):[\w*\-]{1,64}:[\w*\-.]{1,64}:(\S{4,128})"),
-    _shape("cookie", "ookie COOKIE", r"(?:[Cc]ookie|COOKIE)[\"']{0,2}\s?[:=]\s{0,2}[\"']?([^\n\"'\s=;]{1,80}=(?!\[redacted:)[^\s;\"']{1,4000}(?:; ?[^\s;\"']{1,4000}){0,40})"),
+    _shape(
+        "password",
+        "curl wget http",
+        r"(?:curl|wget|https?)\b[^\n]{0,300}?\s(?:-u|--user)[ =]{0,2}[\"']?[^\s:\"']{1,80}:([^\s\"']{1,200})",
+    ),
+    _shape(
+        "password",
+        "mysql sshpass login",
+        r"(?:mysql\w{0,10}|sshpass|login)\b[^\n]{0,300}?\s-p ?[\"']?([^\s\"']{4,128})",
+    ),
+    _shape(
+        "password",
+        "login LOGIN",
+        r"\b(?:login|LOGIN) \S{1,80}\s{1,4}(?:password|PASSWORD)\s{1,4}(\S{1,128})",
+        _is_scrap,
+    ),
+    _shape(
+        "password",
+        "dentified DENTIFIED",
+        r"(?i:identified\s{1,3}by)\s{1,3}(?:(?i:password)\s)?[\"']?([^\s\"';]{1,128})",
+    ),
+    _shape(
+        "password",
+        "5432: 3306: 1433: 1521: 5439:",
+        r"(?m:^)\s{0,8}[\w.\-*]{1,120}:(?:5432|3306|1433|1521|5439):[\w*\-]{1,64}:[\w*\-.]{1,64}:(\S{4,128})",
+    ),
+    _shape(
+        "cookie",
+        "ookie COOKIE",
+        r"(?:[Cc]ookie|COOKIE)[\"']{0,2}\s?[:=]\s{0,2}[\"']?"
+        r"([^\n\"'\s=;]{1,80}=(?!\[redacted:)[^\s;\"']{1,4000}(?:; ?[^\s;\"']{1,4000}){0,40})",
+    ),
     _shape("password", "assword", r"[Pp]assword\b[^\n\"'=:]{0,40}[\"']([^\s\"']{6,128})[\"']", _is_random),
     _shape("password", "redis", r"(?:redis-cli\b[^\n]{0,200}? -a|\brequirepass)\s{1,4}[\"']?([^\s\"']{4,256})"),
     _shape("key", "=", r"(?<![\w+/=\-])([A-Za-z0-9+/]{86}==)(?![\w=])", _is_random),
     _shape("key", "=", r"(?<![\w+/=\-:])([A-Za-z0-9+/]{43}=)(?![\w=])", _is_random),
     _shape("azure-devops-token", "", _ALONE + r"[a-z2-7]{52}" + _END, _has_digit_and_letter),
-)  # fmt: skip
+)
 
 _CHECKSUM_BEFORE = re.compile(r"(?i:sha-?\d{0,3}|md5|digest|checksum|integrity|etag|hash)[^\w]{1,4}[\"']?$")
 
 _PEM_BEGIN = re.compile(r"-{4,5}BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-{4,5}")
 _PEM_END = re.compile(r"-{4,5}END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-{4,5}")
-_PEM_BODY = re.compile(r"(?:\s{0,8}(?:[A-Za-z0-9+/=]{16,}|[A-Za-z0-9+/=]{1,76}(?=\s{0,4}-|\s*$)|[A-Z][\w\-]{2,20}: [^\n]{1,100}))*")
-_BASE64_LINES_BEFORE = re.compile(r"(?:[A-Za-z0-9+/=]{1,100}\s{1,8}){1,200}$")
+_PEM_BODY = re.compile(
+    r"(?:\s{0,8}(?:[A-Za-z0-9+/=]{16,200}|[A-Za-z0-9+/=]{1,15}(?=\s{0,8}(?:-|$))"
+    r"|[A-Z][\w\-]{2,20}: [^\n]{1,100})){0,600}"
+)
+_PEM_LINE = re.compile(r"[ \t\"]{0,16}[A-Za-z0-9+/=]{1,200}[ \t\r]{0,8}")
 _LONGEST_KEY_BLOCK = 12_000
+"""Characters: a 16,384-bit RSA key in PEM."""
+_MOST_PEM_LINES = 200
 
 _MAILBOX = re.compile(r"(?<![/\w.+\-#])[\w.+\-#]{1,64}$")
 _MAIL_DOMAIN = re.compile(r"@(?:[\w\-]{1,63}\.){1,6}[A-Za-z]{2,24}(?![\w@])")
@@ -345,11 +423,14 @@ _NOT_AN_EMAIL = re.compile(r"(?:\.core\.windows\.net|\.fabric\.microsoft\.com)$|
 _IPV4 = re.compile(r"(?<![\w.])\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?!\.?\w)")
 _IPV6 = re.compile(
     r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:(?:[0-9A-Fa-f]{1,4}:){6}[0-9A-Fa-f]{1,4}"
-    r"|[0-9A-Fa-f]{1,4}:(?:[0-9A-Fa-f]{1,4}:){0,5}(?::[0-9A-Fa-f]{1,4}){1,6}|[0-9A-Fa-f]{1,4}:(?:[0-9A-Fa-f]{1,4}:){1,6}:)"
+    r"|[0-9A-Fa-f]{1,4}:(?:[0-9A-Fa-f]{1,4}:){0,5}(?::[0-9A-Fa-f]{1,4}){1,6}"
+    r"|[0-9A-Fa-f]{1,4}:(?:[0-9A-Fa-f]{1,4}:){1,6}:)"
     r"(?:%\w{1,12})?(?![\w:])"
 )
 _VERSION_BEFORE = re.compile(
-    r"(?:\bv|\bver\.?|version|release|runtime|\bdbr|build|upgrad\w{1,4}(?: from)?|\b(?:java|jdk|python|scala|spark|photon|delta|hadoop|hive|kafka|node|odbc)|jdbc\d?|oracle(?: database)?|package|library|"
+    r"(?:\bv|\bver\.?|version|release|runtime|\bdbr|build|upgrad\w{1,4}(?: from)?|"
+    r"\b(?:java|jdk|python|scala|spark|photon|delta|hadoop|hive|kafka|node|odbc)|jdbc\d?|oracle(?: database)?|package|"
+    r"library|"
     r"[=><~!^]=|[-_@]|\w==|\.x|\bfrom \d[\d.]{0,12} to)[\s:=\"'(]{0,3}$",
     re.IGNORECASE,
 )
@@ -375,18 +456,29 @@ def _of_shape(shape: _Shape, text: str) -> Iterator[_Span]:
 
 
 def _private_keys(text: str) -> Iterator[_Span]:
+    """Whole PEM blocks; also the rest of one whose beginning or end was cut off."""
     if "PRIVATE KEY" not in text:
         return
+    ends = [found.span() for found in _PEM_END.finditer(text)]
     for begin in _PEM_BEGIN.finditer(text):
-        end = _PEM_END.search(text, begin.end(), begin.end() + _LONGEST_KEY_BLOCK)
-        if end:
-            yield _Span(begin.start(), end.end(), "private-key")
+        index = bisect_left(ends, begin.end(), key=lambda span: span[0])
+        if index < len(ends) and ends[index][0] - begin.end() <= _LONGEST_KEY_BLOCK:
+            yield _Span(begin.start(), ends[index][1], "private-key")
         else:
             body = _PEM_BODY.match(text, begin.end(), begin.end() + _LONGEST_KEY_BLOCK)
             yield _Span(begin.start(), body.end() if body else begin.end(), "private-key")
-    for end in _PEM_END.finditer(text):
-        before = _BASE64_LINES_BEFORE.search(text, max(0, end.start() - 4_000), end.start())
-        yield _Span(before.start() if before else end.start(), end.end(), "private-key")
+    for start, end in ends:
+        yield _Span(_start_of_key_lines(text, start), end, "private-key")
+
+
+def _start_of_key_lines(text: str, end: int) -> int:
+    start = end
+    for _ in range(_MOST_PEM_LINES):
+        line_start = text.rfind("\n", 0, max(0, start - 1)) + 1
+        if start == 0 or not _PEM_LINE.fullmatch(text[line_start:start].rstrip("\n")):
+            break
+        start = line_start
+    return start
 
 
 def _personal(text: str) -> Iterator[_Span]:
@@ -423,16 +515,17 @@ _QUOTED = {'"': re.compile(r'[^"\n]{1,8000}'), "'": re.compile(r"[^'\n]{1,8000}"
 _BARE = re.compile(r"(?:[^\s\"'<>;&,)}\]`]|,(?!\s|[\w.\-]{1,40}[=:]|$)|[)}\]](?![\s\"';&,)}\]]|$)){1,4000}")
 
 _WORDS_OF = re.compile(r"[A-Z]{2,}(?![a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
-_HARMLESS_ENDS = frozenset(
-    "name names scope scopes type types url uri endpoint count counts id ids path file files length len policy expiry expires "
-    "expiration expired ttl vault version limit limits size arn ref reference column columns table field fields format "
-    "provider class mode enabled required prefix suffix alias algorithm usage used budget manager service error store "
-    "rotation strategy valid invalid missing audience issuer lifetime location encryption in at date time created updated "
-    "owner user username host port rate total max min window bucket".split()
+_HARMLESS_END = re.compile(
+    r"(?:name|scope|type|count|id|file|limit|column|field|table)s?|ur[il]|endpoint|path|length|len|policy|expir\w{1,6}|"
+    r"ttl|vault|version|size|arn|ref|reference|format|provider|class|mode|enabled|required|prefix|suffix|alias|algorithm|"
+    r"usage|used|budget|manager|service|error|store|rotation|strategy|valid|invalid|missing|audience|issuer|lifetime|"
+    r"location|encryption|in|at|date|time|created|updated|owner|user|username|host|port|rate|total|max|min|window|bucket"
 )
-_PASSWORD = re.compile(r"passw(?:or)?d|passwort|passphrase|passcode|(?:^|_)(?:pass|pwd|pw)(?:_|$)|pwd$|^pgpass|userpass")
+_PASSWORD = re.compile(
+    r"passw(?:or)?d|passwort|passphrase|passcode|(?:^|_)(?:pass|pwd|pw)(?:_|$)|pwd$|^pgpass|userpass"
+)
 _TELLING = re.compile(
-    r"secret|token|credential|api_?key|access_?key|account_key|accountkey|shared_?key|private_?key|signing_?key|master_?key|"
+    r"secret|token|credential|api_?key|access_?key|account_?key|shared_?key|private_?key|signing_?key|master_?key|"
     r"encryption_?key|storage_?key|subscription_?key|functions?_?key|host_?key|auth_?key|license_?key|service_?key|"
     r"instrumentation_?key|app(?:lication)?_?key|admin_?key|query_?key|webhook_?key|integration_?key|routing_?key|"
     r"(?:^|_)(?:sas|sig|auth|jwt|pat|signature|cookie|session|sid|hmac|otp|pin|salt)$|"
@@ -449,7 +542,9 @@ _PLACEHOLDER = re.compile(
     r"empty$|n/a$|-+$|unset$|yes$|no$|string$|str$|required$|optional$|expired$|missing$|invalid$|todo$|changeme$|"
     r"dbutils\b|os\.|env\b|self\.|config\b|settings\b|args\b|getpass|keyvault|secretscope)"
 )
-_SERVICE_BEFORE = re.compile(r"(?:api|access|secret|account|private|client|auth|service|subscription|storage) $", re.IGNORECASE)
+_SERVICE_BEFORE = re.compile(
+    r"(?:api|access|secret|account|private|client|auth|service|subscription|storage) $", re.IGNORECASE
+)
 _IDENTIFIER = re.compile(r"[A-Za-z_]{1,24}(?:\.[A-Za-z_]{1,24}){0,4}")
 _WORD = re.compile(r"[A-Za-z][a-z]{0,30}[.,:;!?]?")
 _SLUG = re.compile(r"[a-z]{1,24}\d{0,4}(?:[-_./:][a-z]{0,24}\d{0,4}){1,8}")
@@ -479,7 +574,7 @@ def _secret_name(name: str) -> _Name | None:
     is_property = name.count(".") > 1  # fs.azure.account.key.ACCOUNT.dfs.core.windows.net
     if not words or _NOT_A_SECRET_KEY.search(compact):
         return None
-    if words[-1] in _HARMLESS_ENDS and not is_property and compact not in ("secret_id", "role_secret_id"):
+    if _HARMLESS_END.fullmatch(words[-1]) and not is_property and compact not in ("secret_id", "role_secret_id"):
         return None
     if _PASSWORD.search(compact) or _PASSWORD.search(name.lower()):
         return _Name("password", _Trust.ANY)
@@ -505,16 +600,15 @@ def _named(text: str) -> Iterator[_Span]:
 def _value(text: str, name_found: re.Match[str], name: _Name) -> _Span | None:
     """The value after the name, if there is one and it is secret."""
     is_flag = text[max(0, name_found.start() - 1) : name_found.start()] == "-"
-    for separator, accepts in ((_ASSIGNED, _is_assigned_secret), (_XML, _is_assigned_secret), (_SPACE, _is_told_secret)):
+    after_space = _is_flagged_secret if is_flag else _is_told_secret
+    for separator, is_secret in ((_ASSIGNED, _is_assigned_secret), (_XML, _is_assigned_secret), (_SPACE, after_space)):
         found = separator.match(text, name_found.end())
         if found:
             quote = text[found.end() : found.end() + 1]
             value = _QUOTED[quote].match(text, found.end() + 1) if quote in _QUOTED else _BARE.match(text, found.end())
             if not value or _PLACEHOLDER.match(value.group()):
                 return None
-            if separator is _SPACE and is_flag:
-                accepts = _is_flagged_secret
-            return _Span(value.start(), value.end(), name.kind) if accepts(value, name, quote in _QUOTED) else None
+            return _Span(value.start(), value.end(), name.kind) if is_secret(value, name, quote in _QUOTED) else None
     return None
 
 
@@ -541,7 +635,13 @@ def _is_told_secret(value: re.Match[str], name: _Name, is_quoted: bool) -> bool:
     secret = value.group()
     if name.trust is _Trust.ANY:
         is_made_up = is_quoted or _has_digit_and_letter(secret) or _is_scrap(secret)
-        return len(secret) >= 8 and " " not in secret and is_made_up and not _WORD.fullmatch(secret) and not _SLUG.fullmatch(secret)
+        return (
+            len(secret) >= 8
+            and " " not in secret
+            and is_made_up
+            and not _WORD.fullmatch(secret)
+            and not _SLUG.fullmatch(secret)
+        )
     return len(secret) >= 16 and _looks_secret(secret, name.trust)
 
 

@@ -14,9 +14,15 @@ from itertools import islice
 
 from shared.domain import Category, Change, DecisionKind, Diagnosis, Evidence, Symptoms
 from shared.triage import knowledge
-from shared.triage.knowledge import Effect, Signature, Verdict, Weight, Where
+from shared.triage.knowledge import Effect, Match, Reading, Signature, Verdict, Weight, Where
 
 DEFAULT_RULE = "default.escalate"
+
+STATUS_LIMIT = 64 * 1024
+"""Characters of an error in which states are looked for, half of them from its end."""
+
+SHORT_NAME = 14
+"""Characters of a quoted name, quotes included, that may be a state or a button ("Repair run")."""
 
 MOST_MATCHES = 8
 """Matches of one signature that are looked at, to find the one in the deepest cause."""
@@ -54,11 +60,10 @@ def diagnose(symptoms: Symptoms, evidence: Evidence) -> Diagnosis:
     text = without_planted_words(evidence.text)
     causes = tuple(without_planted_words(cause) for cause in evidence.causes)
     evidence = replace(evidence, text=text, causes=causes)
-    lowered = text.lower()
-    findings = sorted(_findings(symptoms, evidence, text, lowered), key=lambda finding: finding.rank, reverse=True)
-    told = _circumstances(text, lowered)
+    reading = Reading(text)
+    findings = sorted(_findings(symptoms, evidence, reading), key=lambda finding: finding.rank, reverse=True)
     best = findings[0]
-    decided, sentence, deciding = _under(best, told)
+    decided, sentence, deciding = _under(best, _circumstances(reading))
     rules = dict.fromkeys((best.rule, *deciding, *(finding.rule for finding in findings[1:])))
     return Diagnosis(
         category=decided.verdict.category,
@@ -73,83 +78,73 @@ def diagnose(symptoms: Symptoms, evidence: Evidence) -> Diagnosis:
 # --- findings --------------------------------------------------------------------------------------------------------
 
 
-def _findings(symptoms: Symptoms, evidence: Evidence, text: str, lowered: str) -> Iterator[Finding]:
+def _findings(symptoms: Symptoms, evidence: Evidence, reading: Reading) -> Iterator[Finding]:
     yield Finding(DEFAULT_RULE, _UNKNOWN, (_NOTHING, _ELSEWHERE, 0.0, 0))
-    yield from _of_signatures(symptoms, evidence, text, lowered)
+    yield from _of_signatures(symptoms, evidence, reading)
     yield from _of_termination(symptoms)
-    yield from _of_cluster_reason(symptoms, text)
-    yield from _of_conditions(evidence, text)
+    yield from _of_cluster_reason(symptoms, evidence.text)
+    yield from _of_conditions(evidence)
     yield from _of_sqlstates(evidence)
     yield from _of_exception(evidence)
 
 
-def _of_signatures(symptoms: Symptoms, evidence: Evidence, text: str, lowered: str) -> Iterator[Finding]:
-    status_text = ""
-    causes = "\n".join(evidence.causes)
+def _of_signatures(symptoms: Symptoms, evidence: Evidence, reading: Reading) -> Iterator[Finding]:
+    readings = {Where.ANY: reading, Where.CAUSE: Reading("\n".join(evidence.causes))}
     for signature in knowledge.signatures():
-        searched = text
-        if signature.where is Where.STATUS:
-            status_text = status_text or _status_text(symptoms, text)
-            searched = status_text
-        elif signature.where is Where.CAUSE:
-            searched = causes
-        matches = islice(signature.pattern.matches(searched, lowered), MOST_MATCHES)
-        findings = [_finding(signature, found, searched, evidence) for found in matches]
+        if signature.where is Where.STATUS and Where.STATUS not in readings:
+            readings[Where.STATUS] = Reading(_status_text(symptoms))
+        searched = readings[signature.where]
+        matches = islice(signature.pattern.matches(searched), MOST_MATCHES)
+        findings = [_finding(signature, match, searched, evidence) for match in matches]
         if findings:
             yield max(findings, key=lambda finding: finding.rank)
 
 
-def _finding(signature: Signature, found: re.Match[str], text: str, evidence: Evidence) -> Finding:
+def _finding(signature: Signature, match: Match, reading: Reading, evidence: Evidence) -> Finding:
     verdict = signature.verdict
-    tier, place = _TIERS[signature.weight], _place(found, text, evidence)
-    if verdict.category is Category.CANCELLED and _goes_on_to_fail(text, found, evidence):
+    tier, place = _TIERS[signature.weight], _place(match, evidence)
+    if verdict.category is Category.CANCELLED and _goes_on_to_fail(match, reading, evidence):
         tier = _HINT
     elif verdict.decision is DecisionKind.SKIP and signature.weight is Weight.DECISIVE:
         tier = _HANDLED
-    elif tier < _DECISIVE and place == _ELSEWHERE and _is_below_error(text, found):
-        tier = _HINT
-    words = (word.format(**found.groupdict()) for word in verdict.change_words)
+    elif tier < _DECISIVE and place == _ELSEWHERE and _LOW_LEVEL.search(match.line[:120]):
+        tier = _HINT  # a log record below ERROR: the job went on after it
+    words = (word.format(**match.found.groupdict()) for word in verdict.change_words)
     return Finding(
         rule=signature.id,
         verdict=verdict,
-        rank=(tier, place, verdict.confidence, found.start()),
+        rank=(tier, place, verdict.confidence, match.line_number),
         changes=tuple(Change.from_word(word) for word in words),
         repeated_changes=signature.repeated_changes,
         may_pass=signature.may_pass,
     )
 
 
-def _place(found: re.Match[str], text: str, evidence: Evidence) -> int:
+def _place(match: Match, evidence: Evidence) -> int:
     """Whether a match stands in the deepest cause, in an outer one, or elsewhere in the text."""
-    lines = knowledge.lines_of_match(text, found)
-    if evidence.deepest_cause and evidence.deepest_cause in lines:
-        start = text.rfind("\n", 0, found.start()) + 1
-        if found.end() > start + lines.find(evidence.deepest_cause):
+    deepest = evidence.deepest_cause
+    if deepest and deepest in match.line:
+        is_single = "\n" not in match.line
+        if not is_single or match.found.end() > match.line.find(deepest):
             return _DEEPEST
-    return _OUTER if any(cause in lines for cause in evidence.causes) else _ELSEWHERE
+    return _OUTER if any(cause in match.line for cause in evidence.causes) else _ELSEWHERE
 
 
 _CANCEL_WORDS = re.compile(r"cancel|interrupt|abort|kill|stop|terminat", re.IGNORECASE)
 
 
-def _goes_on_to_fail(text: str, found: re.Match[str], evidence: Evidence) -> bool:
+def _goes_on_to_fail(match: Match, reading: Reading, evidence: Evidence) -> bool:
     """Whether a failure of another kind follows the words about a cancelled run: then the job itself printed them.
 
     A platform's own record is believed wherever it stands.
     """
-    if _PLATFORM_RECORD.search(knowledge.lines_of_match(text, found)):
+    if _PLATFORM_RECORD.search(match.line):
         return False
-    rest = text[found.end() :]
+    rest = "\n".join(reading.lines[match.line_number + 1 :])
     return any(name in rest and not _CANCEL_WORDS.search(name) for name in evidence.exception_types)
 
 
 _LOW_LEVEL = re.compile(r"(?:^|[\s\[|])(?:WARN(?:ING)?|INFO|DEBUG)(?=[\s\]|:,]|$)")
-
-
-def _is_below_error(text: str, found: re.Match[str]) -> bool:
-    """A log record that is only a warning or less: the job went on after it."""
-    start = text.rfind("\n", 0, found.start()) + 1
-    return _LOW_LEVEL.search(text[start : min(found.start(), start + 120)]) is not None
 
 
 def _of_termination(symptoms: Symptoms) -> Iterator[Finding]:
@@ -185,11 +180,11 @@ def _of_cluster_reason(symptoms: Symptoms, text: str) -> Iterator[Finding]:
 _CONDITION = re.compile(r"\b[A-Z][A-Z0-9]{2,40}(?:_[A-Z0-9]{1,40}){1,12}\b")
 
 
-def _of_conditions(evidence: Evidence, text: str) -> Iterator[Finding]:
+def _of_conditions(evidence: Evidence) -> Iterator[Finding]:
     table = knowledge.codes().conditions
     deepest = evidence.deepest_cause
     named = [name.partition(".")[0] for name in evidence.error_classes]
-    named += _CONDITION.findall(text)
+    named += _CONDITION.findall(evidence.text)
     for name in dict.fromkeys(named):
         verdict = table.get(name)
         if verdict is not None:
@@ -229,11 +224,11 @@ def _changes(verdict: Verdict) -> tuple[Change, ...]:
 # --- circumstances ---------------------------------------------------------------------------------------------------
 
 
-def _circumstances(text: str, lowered: str) -> dict[Effect, str]:
+def _circumstances(reading: Reading) -> dict[Effect, str]:
     """What the text tells about how often and how long this has failed: effect and the rule that saw it."""
     told: dict[Effect, str] = {}
     for circumstance in knowledge.circumstances():
-        if circumstance.effect not in told and any(circumstance.pattern.matches(text, lowered)):
+        if circumstance.effect not in told and any(circumstance.pattern.matches(reading)):
             told[circumstance.effect] = circumstance.id
     return told
 
@@ -245,6 +240,9 @@ _UNSURE = 0.6
 def _under(best: Finding, told: dict[Effect, str]) -> tuple[Finding, str, tuple[str, ...]]:
     """The finding as the circumstances leave it, a sentence that says why, and the rules that changed it."""
     verdict = best.verdict
+    if verdict.decision.is_retry and Effect.SOMEBODY_INVOLVED in told:
+        rule = told[Effect.SOMEBODY_INVOLVED]
+        return _decided(best, DecisionKind.ESCALATE_EMAIL), _SAID[Effect.SOMEBODY_INVOLVED], (rule,)
     if verdict.decision is DecisionKind.RETRY and Effect.PERSISTENT in told:
         rule = told[Effect.PERSISTENT]
         if best.repeated_changes:
@@ -263,6 +261,7 @@ def _under(best: Finding, told: dict[Effect, str]) -> tuple[Finding, str, tuple[
 
 
 _SAID = {
+    Effect.SOMEBODY_INVOLVED: " Somebody seems to be at work on it already, so it is not repeated automatically.",
     Effect.PERSISTENT: " It has failed this way before, so trying again would not help.",
     Effect.CHANGE_TRIED: " The change that would help has already been tried.",
     Effect.LATE_INPUT: " What it reads is only late, so a later attempt finds it.",
@@ -291,15 +290,23 @@ _INSTRUCTION = re.compile(
     r"|\b(?:always|just|simply|kindly|automatically) (?:retry|repair|skip|escalate|rerun|re-run)\b"
     r"|\b(?:do not|don't|never|no need to) (?:repair|escalate|page|alert|skip|e-?mail|notify|wake)\b"
     r"|\b(?:rerun|retry|repair|restart) with (?:[\w:.]+_up|availability_on_demand|more_|other_|spark_conf|param)\w*"
+    r"|\b(?:automation|ai|triage|bot|agent)s? (?:notice|note|message|hint|instructions?|agents?|override)\b"
     r"|<\|?/?(?:system|im_start|im_end|instructions?)\|?>",
     re.IGNORECASE,
 )
 
 _DATA_VALUE = re.compile(
     r"(\b(?:comments?|notes?|remarks?|desc|title|subject|text|payload|value|raw|rows?|record|header|feedback|review|memo"
-    r"|content|cell|column|field|input|data|label|free_?text)\b(?: [\w.-]{1,40})?[\"']?(?: was| is| ?[:=]|,)? ?)"
+    r"|content|cell|column|field|input|data|label|name|free_?text)\b(?: [\w.-]{1,40})?[\"']?(?: was| is| ?[:=]|,)? ?)"
     r"(?:\"[^\"\n]{4,2000}\"|'[^'\n]{4,2000}')",
     re.IGNORECASE,
+)
+
+
+_ABOUT_DATA = re.compile(
+    r"^.{0,200}\b(?:KeyError|ValueError|AssertionError|NumberFormatException|DateTimeParseException|CAST_INVALID_INPUT"
+    r"|InvalidOperation|JSONDecodeError|UnicodeDecodeError): .*$",
+    re.MULTILINE,
 )
 
 
@@ -310,6 +317,7 @@ def without_planted_words(text: str) -> str:
     """
     if '"' in text or "'" in text:
         text = _DATA_VALUE.sub(r"\1…", text)
+        text = _ABOUT_DATA.sub(lambda found: _QUOTED.sub("…", found.group()), text)
     if not _INSTRUCTION.search(text):
         return text
     return "\n".join(_without_instruction(line) for line in text.split("\n"))
@@ -340,16 +348,29 @@ _STATUS_KEY = (
 _QUOTED = re.compile(rf"({_STATUS_KEY})?(\"[^\"\n]{{0,2000}}\"|(?<![\w])'[^'\n]{{0,2000}}'(?!\w))")
 
 
-def _status_text(symptoms: Symptoms, text: str) -> str:
+def _status_text(symptoms: Symptoms) -> str:
     """What the platform or a scheduler said: no log records of the job itself, no quoted data."""
-    lines = [symptoms.state_message]
-    for line in text.split("\n"):
-        is_platform = _PLATFORM_RECORD.search(line[:160]) is not None
-        if not is_platform and _LOW_LEVEL.search(line[:120]):
-            continue
-        lines.append(line if is_platform or ('"' not in line and "'" not in line) else _QUOTED.sub(_unquoted, line))
-    return "\n".join(lines)
+    error = symptoms.error
+    if len(error) > STATUS_LIMIT:
+        error = f"{error[: STATUS_LIMIT // 2]}\n{error[-STATUS_LIMIT // 2 :]}"
+    lines = without_planted_words(f"{symptoms.state_message}\n{error}").split("\n")
+    return "\n".join(_status_part(line) for line in lines if not line.startswith(_STACK_FRAME))
+
+
+_STACK_FRAME = ("\tat ", "    at ", '  File "', "    ")
+
+
+def _status_part(line: str) -> str:
+    head = line[:160]
+    has_quotes = '"' in line or "'" in line
+    has_level = "INFO" in head or "WARN" in head or "DEBUG" in head
+    if not (has_quotes or has_level) or _PLATFORM_RECORD.search(head):
+        return line
+    if has_level and _LOW_LEVEL.search(head):
+        return ""
+    return _QUOTED.sub(_unquoted, line)
 
 
 def _unquoted(found: re.Match[str]) -> str:
-    return found.group() if found.group(1) else " "
+    """A state or a short name stays; a quoted sentence may be anybody's."""
+    return found.group() if found.group(1) or len(found.group(2)) <= SHORT_NAME else " "

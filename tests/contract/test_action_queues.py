@@ -156,6 +156,17 @@ def test_message_that_is_too_large_is_named_and_the_queue_still_works(bus: Bus) 
     assert [message.message_id for message in bus.received(2)] == ["small-0", "small-after"]
 
 
+def test_sender_that_stays_broken_is_replaced(bus: Bus) -> None:
+    bus.queues.send("work", numbered("sound", 1))
+    bus.queues._senders["work"].close()  # nothing from outside can break one for good, but clients have had such faults
+
+    with pytest.raises(ValueError, match="shutdown"):
+        bus.queues.send("work", numbered("broken", 1))
+    bus.queues.send("work", numbered("replaced", 1))
+
+    assert [message.message_id for message in bus.received(2)] == ["sound-0", "replaced-0"]
+
+
 def test_missing_queue_is_named(bus: Bus) -> None:
     with pytest.raises(ConfigurationError, match="no-such-queue"):
         bus.queues.send("no-such-queue", numbered("missing", 1))

@@ -1,6 +1,7 @@
 """One suite for both histories: in memory, and in Azure Tables (Azurite) with the official client over a socket."""
 
 import http.client
+import random
 import socket
 import threading
 import time
@@ -29,17 +30,17 @@ from azure.core.rest import HttpRequest
 from azure.data.tables import TableServiceClient, UpdateMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from local.azurite import AzuriteError, connection_string, running_azurite
 from shared.decision_history import (
-    MAX_BINARY_BYTES,
     MAX_STRING_UNITS,
     InMemoryDecisionHistory,
     TableDecisionHistory,
     fitting_lines,
-    row_of_scan,
-    scan_from,
+    packed_row,
     translated,
+    unpacked,
 )
 from shared.domain import (
     AttemptOutcome,
@@ -49,8 +50,12 @@ from shared.domain import (
     DecisionKind,
     Incident,
     IncidentState,
+    Lease,
+    LeaseState,
     Mode,
     Pause,
+    ScanState,
+    SettingChange,
     failure_id_of,
 )
 from shared.errors import (
@@ -61,8 +66,10 @@ from shared.errors import (
     ThrottledError,
     TransientError,
 )
+from shared.mail_groups import MailBook, OpenDigest
 from shared.ports import DecisionHistory
 from shared.settings import Settings
+from shared.triage.safeguards import Breaker, RetryRecord, Safeguards
 from tests.builders import (
     NOW,
     RUN_ID,
@@ -305,7 +312,7 @@ def test_scan_is_read_as_it_was_saved(history: DecisionHistory) -> None:
 
 
 def test_scan_with_fifty_thousand_active_runs_is_kept_and_then_shrinks(history: DecisionHistory) -> None:
-    many = frozenset(10**14 + number * 7_919_000_011 % 10**14 for number in range(50_000))
+    many = frozenset(random.Random(50_000).sample(range(10**15), 50_000))  # the worst case: no pattern to compress
     saved = history.save_scan(build_scan_state(active=many))
     assert history.read_scan(WORKSPACE) == saved
 
@@ -329,6 +336,98 @@ def test_scan_that_is_not_there_cannot_be_replaced(history: DecisionHistory) -> 
 
     with pytest.raises(ConflictError):
         history.save_scan(replace(saved, workspace="other"))
+
+
+# Safeguards, mail book, leases
+
+
+SAFEGUARDS = Safeguards(
+    workspace=WORKSPACE,
+    runs_seen={"0005966640": 12},
+    retries=tuple(RetryRecord(f"{number}:1", 77, "f00d", 0.5, NOW) for number in range(2000)),
+    breakers={"f00d": Breaker(failures=10, since=NOW, opened_at=LATER, canary_key="1:1", canary_at=LATER)},
+    write_guid="write-1",
+)
+MAIL_BOOK = MailBook(
+    workspace=WORKSPACE,
+    at_once={"f00d": (NOW, "ws1:1:original")},
+    digest_due=LATER,
+    digests=3,
+    open_digest=OpenDigest(3, tuple(range(10**15, 10**15 + 5000)), NOW),
+    write_guid="write-1",
+)
+LEASE = Lease(
+    workspace=WORKSPACE,
+    job_id=77,
+    run_id=RUN_ID,
+    attempt=1,
+    state=LeaseState.APPLIED,
+    changes=(
+        SettingChange(
+            change=Change(ChangeKind.WORKER_MEMORY_UP),
+            target="job_cluster:main",
+            path=("new_cluster", "node_type_id"),
+            old={"any": [1, None, "JSON"]},
+            new=None,
+            why="The workers need more memory.",
+            cost_factor=2.0,
+        ),
+    ),
+    planned_at=NOW,
+    applied_at=LATER,
+    foreign=("new_cluster.num_workers",),
+    write_guid="write-1",
+)
+
+
+def test_state_that_was_never_saved_is_fresh(history: DecisionHistory) -> None:
+    assert history.read_safeguards(WORKSPACE) == Safeguards(WORKSPACE)
+    assert history.read_mail_book(WORKSPACE) == MailBook(WORKSPACE)
+    assert history.read_lease(WORKSPACE, 77) is None
+    assert history.open_leases(WORKSPACE) == []
+
+
+def test_safeguards_are_read_as_they_were_saved_and_guarded(history: DecisionHistory) -> None:
+    first = history.save_safeguards(SAFEGUARDS)
+    assert first == replace(SAFEGUARDS, etag=first.etag)
+    assert history.read_safeguards(WORKSPACE) == first
+    assert history.save_safeguards(SAFEGUARDS) == first, "the very same write again"
+
+    second = history.save_safeguards(replace(first, retries=(), write_guid="write-2"))
+    with pytest.raises(ConflictError, match="safeguards of workspace ws1"):
+        history.save_safeguards(replace(first, breakers={}, write_guid="write-3"))
+    assert history.read_safeguards(WORKSPACE) == second
+
+
+def test_mail_book_is_read_as_it_was_saved_and_guarded(history: DecisionHistory) -> None:
+    first = history.save_mail_book(MAIL_BOOK)
+    assert first == replace(MAIL_BOOK, etag=first.etag)
+    assert history.read_mail_book(WORKSPACE) == first
+    assert history.save_mail_book(MAIL_BOOK) == first, "the very same write again"
+
+    second = history.save_mail_book(replace(first, open_digest=None, write_guid="write-2"))
+    with pytest.raises(ConflictError, match="mail book of workspace ws1"):
+        history.save_mail_book(replace(first, digests=4, write_guid="write-3"))
+    assert history.read_mail_book(WORKSPACE) == second
+
+
+def test_lease_is_read_as_it_was_saved_and_guarded(history: DecisionHistory) -> None:
+    first = history.save_lease(LEASE)
+    assert first == replace(LEASE, etag=first.etag)
+    assert history.read_lease(WORKSPACE, 77) == first
+    assert history.save_lease(LEASE) == first, "the very same write again"
+
+    second = history.save_lease(replace(first, state=LeaseState.RESTORED, write_guid="write-2"))
+    with pytest.raises(ConflictError, match="lease of job 77"):
+        history.save_lease(replace(first, state=LeaseState.CLOSED, write_guid="write-3"))
+    assert history.read_lease(WORKSPACE, 77) == second
+
+
+def test_open_leases_are_those_not_closed(history: DecisionHistory) -> None:
+    saved = [history.save_lease(replace(LEASE, job_id=number, state=state)) for number, state in enumerate(LeaseState)]
+    history.save_lease(replace(LEASE, workspace="other"))
+
+    assert history.open_leases(WORKSPACE) == [lease for lease in saved if lease.state is not LeaseState.CLOSED]
 
 
 # Events, rejected messages, pause
@@ -415,6 +514,10 @@ def read_everything(history: DecisionHistory) -> list[Callable[[], object]]:
         lambda: history.open_incidents(WORKSPACE),
         lambda: history.events(WORKSPACE, RUN_ID),
         lambda: history.read_scan(WORKSPACE),
+        lambda: history.read_safeguards(WORKSPACE),
+        lambda: history.read_mail_book(WORKSPACE),
+        lambda: history.read_lease(WORKSPACE, 77),
+        lambda: history.open_leases(WORKSPACE),
         history.read_pause,
     ]
 
@@ -430,6 +533,9 @@ def test_row_that_is_not_understood_is_named(
     history.save_incident(build_incident())
     history.record(build_event())
     history.save_scan(build_scan_state())
+    history.save_safeguards(SAFEGUARDS)
+    history.save_mail_book(MAIL_BOOK)
+    history.save_lease(LEASE)
     history.save_pause(Pause(paused=True))
     for table in ("incidents", "events", "state"):
         change_row(table_settings, table, "schema_version eq 1", **damage)
@@ -493,10 +599,9 @@ def test_fitting_lines_are_a_prefix_that_fits(text: str, times: int) -> None:
 def test_packed_scan_is_the_same_scan(active: frozenset[int], seen: dict[int, int]) -> None:
     scan = build_scan_state(active=active, seen=seen, etag="e")
 
-    row = row_of_scan(scan, write_guid="g")
+    row = packed_row("scan", WORKSPACE, scan, TypeAdapter(ScanState))
 
-    assert scan_from(row | {"etag": "e"}) == scan
-    assert all(len(value) <= MAX_BINARY_BYTES for value in row.values() if isinstance(value, bytes))
+    assert unpacked(row | {"etag": "e"}, TypeAdapter(ScanState)) == scan
 
 
 # Lost answers

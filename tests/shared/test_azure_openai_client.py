@@ -280,7 +280,7 @@ def test_a_void_answer_is_none(service: Service, behaviour: str) -> None:
         {"reason": None},
         {"also_run": "rm -rf /"},
     ],
-    ids=str,
+    ids=lambda change: str(change)[:50],
 )
 def test_an_answer_that_is_not_exactly_what_was_asked_for_is_none(service: Service, change: dict[str, object]) -> None:
     service.answer_with(answer={**GOOD_ANSWER, **change})
@@ -370,6 +370,12 @@ def test_whatever_the_answer_it_is_void_or_allowed(content: str) -> None:
     assert is_allowed(checked(content, build_evidence()))
 
 
+def completion(*, finish_reason: str) -> str:
+    """A completion whose content would be a good answer."""
+    message = {"role": "assistant", "content": json.dumps(GOOD_ANSWER)}
+    return json.dumps({"choices": [{"index": 0, "finish_reason": finish_reason, "message": message}]})
+
+
 @pytest.mark.parametrize(
     ("body", "content_type"),
     [
@@ -387,19 +393,30 @@ def test_whatever_the_answer_it_is_void_or_allowed(content: str) -> None:
         ('{"choices": [{"finish_reason": "stop", "message": {}}]}', "application/json"),
         ('{"choices": [{"finish_reason": "stop", "message": {"content": 5}}]}', "application/json"),
         ('{"choices": [{"finish_reason": "stop", "message": {"content": [1]}}]}', "application/json"),
+        (completion(finish_reason="length"), "application/json"),
+        (completion(finish_reason="content_filter"), "application/json"),
+        (completion(finish_reason="tool_calls"), "application/json"),
     ],
 )
-def test_what_is_no_completion_at_all_is_none(body: str, content_type: str) -> None:
+def test_what_is_no_finished_completion_is_none(body: str, content_type: str) -> None:
+    with running(lambda: gateway(body, content_type)) as url:
+        assert ask(AzureOpenAIClient(openai_settings(url))) is None
+
+
+def test_a_finished_completion_is_taken() -> None:
+    with running(lambda: gateway(completion(finish_reason="stop"), "application/json")) as url:
+        assert ask(AzureOpenAIClient(openai_settings(url))) is not None
+
+
+def gateway(body: str, content_type: str) -> web.Application:
+    """A server that gives one answer to everything, for answers that the stand-in never gives."""
+
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(text=body, content_type=content_type)
 
-    def gateway() -> web.Application:
-        app = web.Application()
-        app.router.add_post("/openai/v1/chat/completions", answer)
-        return app
-
-    with running(gateway) as url:
-        assert ask(AzureOpenAIClient(openai_settings(url))) is None
+    app = web.Application()
+    app.router.add_post("/openai/v1/chat/completions", answer)
+    return app
 
 
 def test_without_an_endpoint_there_is_no_opinion_and_no_error() -> None:

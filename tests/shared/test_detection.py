@@ -167,6 +167,15 @@ def test_runs_of_other_jobs_are_neither_watched_nor_read() -> None:
     assert plan.next_scan.seen == {}
 
 
+def test_runs_that_are_no_longer_looked_after_are_not_read_while_they_are_active() -> None:
+    other = build_run_summary(run_id=5, job_id=99, is_active=True, end_time=None)
+    scan = first_scan("ws1", [other], job_ids=frozenset(), started_at=NOW)
+
+    plan = plan_tick(scan, [other], [], job_ids=frozenset({77}), overlap=OVERLAP, started_at=NOW)
+
+    assert (plan.to_read, plan.next_scan.active) == ((), frozenset())
+
+
 JOBS = 2_000
 
 

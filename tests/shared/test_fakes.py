@@ -101,6 +101,37 @@ def test_same_token_gives_the_same_run() -> None:
     assert runs.read_state(WORKSPACE, first).is_active
 
 
+def test_newer_runs_are_those_of_the_job_that_started_later_newest_first() -> None:
+    minutes = {1: 1, 2: 3, 3: 2, 4: 0}
+    runs = [
+        build_run_state(run_id=number, start_time=NOW + timedelta(minutes=after)) for number, after in minutes.items()
+    ]
+    other_job = build_run_state(run_id=9, job_id=78, start_time=NOW + timedelta(minutes=5))
+    fake = FakeJobRuns(*(build_run_facts(run=run) for run in (*runs, other_job)))
+
+    assert [run.run_id for run in fake.newer_runs(WORKSPACE, 77, started_after=NOW)] == [2, 3, 1]
+
+
+def test_job_update_replaces_fields_and_merges_clusters_by_key() -> None:
+    runs = FakeJobRuns(build_run_facts())
+    cluster = {"job_cluster_key": "more", "new_cluster": {}}
+
+    runs.update_job(
+        WORKSPACE,
+        77,
+        new_settings={"timeout_seconds": 60, "job_clusters": [cluster]},
+        fields_to_remove=["max_concurrent_runs"],
+    )
+
+    settings = runs.job_settings(WORKSPACE, 77)
+    assert settings["timeout_seconds"] == 60
+    assert "max_concurrent_runs" not in settings
+    assert [one["job_cluster_key"] for one in settings["job_clusters"]] == ["main", "more"]
+    job = runs.read_facts(WORKSPACE, RUN_ID).job
+    assert job is not None
+    assert job.settings == settings
+
+
 def test_removed_run_is_not_found() -> None:
     runs = FakeJobRuns(build_run_facts())
     runs.remove(RUN_ID)

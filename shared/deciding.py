@@ -1,0 +1,100 @@
+"""Step 2, decide: once per failure; the stored decision is the only one, however often its message comes."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+from shared.admission import Admission
+from shared.domain import Decision, DecisionKind, FailureId, Incident, IncidentState, RunFacts
+from shared.error_decision_engine import ErrorDecisionEngine
+from shared.errors import RunNotFoundError
+from shared.incidents import Incidents, Parts
+from shared.messages import FailedRunMessage
+from shared.triage.policy import carry_out, mode_of, recipients_of
+
+PATIENCE = 3
+"""So many times a message waits for a rate-limited model before the rules decide alone."""
+
+
+class Deciding:
+    """Reads a failure, decides, stores the decision, sends its action."""
+
+    def __init__(self, parts: Parts, incidents: Incidents, admission: Admission, engine: ErrorDecisionEngine) -> None:
+        self._parts = parts
+        self._incidents = incidents
+        self._admission = admission
+        self._engine = engine
+
+    def decide_action(self, message: FailedRunMessage, *, deferrals: int = 0) -> None:
+        """Decide about the failure; a decision that is stored already is only sent again."""
+        incident = self._parts.history.read_incident(message.workspace, message.run_id)
+        if incident and message.failure_id in incident.past_failures:
+            return
+        if incident and incident.failure_id == message.failure_id and incident.decision:
+            self._incidents.send_action(incident)
+            return
+        try:
+            facts = self._parts.runs.read_facts(message.workspace, message.run_id)
+        except RunNotFoundError as error:
+            if incident:
+                self._incidents.close(incident, IncidentState.SKIPPED, f"the run is gone: {error}")
+            return
+        if facts.run.failure_id != message.failure_id and not facts.run.is_active and facts.run.is_failed:
+            self._incidents.send_failed([facts.run], message.source)
+        self._decide(incident, facts, message.failure_id, may_wait=deferrals < PATIENCE)
+
+    def _decide(self, incident: Incident | None, facts: RunFacts, failure_id: FailureId, *, may_wait: bool) -> None:
+        now = self._parts.now()
+        settings = self._parts.settings
+        incident = (
+            self._incidents.next_failure(incident, facts, failure_id) if incident else self._incidents.new(facts.run)
+        )
+        decision = self._engine.decide(facts, incident.attempts, now=now, may_wait=may_wait)
+        if facts.run.failure_id != failure_id:
+            decision = moved_on(decision, failure_id)
+        mode = mode_of(facts.tags, settings.default_mode)
+        done, why = carry_out(decision.decision, mode, dry_run=settings.dry_run)
+        decision = replace(decision, carried_out=done, not_carried_out_why=why)
+        incident = replace(
+            incident,
+            failure_id=failure_id,
+            job_name=facts.job.name if facts.job else incident.job_name,
+            decision=decision,
+            mode=mode,
+            recipients=recipients_of(
+                facts.tags,
+                owners=settings.owners,
+                default=settings.escalation_emails,
+                allowed_domains=settings.allowed_recipient_domains,
+            ),
+            due_at=now + timedelta(seconds=decision.delay_seconds),
+            state=IncidentState.DECIDED,
+            ended_why="",
+        )
+        if decision.decision is DecisionKind.SKIP or settings.dry_run:
+            incident = replace(incident, state=IncidentState.SKIPPED, ended_why=why or decision.reason)
+        elif decision.recommended.is_retry:
+            self._admission.note_failure(incident.workspace, decision.fingerprint)
+        incident = self._incidents.save(incident)
+        self._incidents.record(
+            incident,
+            "decided",
+            decision=str(decision.decision),
+            recommended=str(decision.recommended),
+            category=str(decision.category),
+            rules=list(decision.rules),
+            fingerprint=decision.fingerprint,
+            carried_out=decision.carried_out,
+            model_used=decision.model_used,
+        )
+        self._incidents.send_action(incident)
+
+
+def moved_on(decision: Decision, failure_id: FailureId) -> Decision:
+    """The decision about a failure that is no longer the run's latest."""
+    return replace(
+        decision,
+        failure_id=failure_id,
+        decision=DecisionKind.SKIP,
+        reason="The run was repaired by somebody else before a decision was made.",
+        rules=(*decision.rules, "policy.repaired_meanwhile"),
+    )

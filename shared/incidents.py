@@ -1,0 +1,285 @@
+"""Incidents as the steps write them: every change of a row with its event, and the messages that carry it on."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from shared.admission import Admission
+from shared.domain import (
+    Attempt,
+    AttemptKind,
+    AttemptOutcome,
+    Category,
+    Decision,
+    DecisionKind,
+    Event,
+    FailureId,
+    Incident,
+    IncidentState,
+    RunFacts,
+    RunState,
+)
+from shared.errors import AgentError, ConflictError, PausedError
+from shared.messages import (
+    EMAILS,
+    FAILED_RUNS,
+    RETRIES,
+    EmailMessage,
+    FailedRunMessage,
+    RetryMessage,
+    bounded_id,
+)
+from shared.ports import ActionQueues, DecisionHistory, EmailSender, JobRuns, OutgoingMessage
+from shared.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the steps work with. `now` and `guid` are given, so that tests decide them."""
+
+    runs: JobRuns
+    mails: EmailSender
+    history: DecisionHistory
+    queues: ActionQueues
+    settings: Settings
+    now: Callable[[], datetime]
+    guid: Callable[[], str]
+
+
+class Incidents:
+    """Reads and writes incidents, and sends what they call for."""
+
+    def __init__(self, parts: Parts, admission: Admission) -> None:
+        self._parts = parts
+        self._history = parts.history
+        self._admission = admission
+
+    # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def new(self, state: RunState) -> Incident:
+        """An incident for a failure seen for the first time; not yet stored."""
+        now = self._parts.now()
+        return Incident(
+            workspace=state.workspace,
+            run_id=state.run_id,
+            watched_run_id=state.run_id,
+            job_id=state.job_id,
+            job_name=state.name,
+            page_url=state.page_url,
+            state=IncidentState.DETECTED,
+            failure_id=state.failure_id,
+            detected_at=now,
+            updated_at=now,
+            due_at=now,
+            failed_at=state.end_time,
+        )
+
+    def remember(self, state: RunState) -> None:
+        """A row for a failure seen for the first time, so that it cannot be lost with its message."""
+        if self._history.read_incident(state.workspace, state.run_id) is None:
+            try:
+                self.save(self.new(state))
+            except ConflictError:
+                logger.info("incident is known already", extra={"run_id": state.run_id})
+
+    def next_failure(self, incident: Incident, facts: RunFacts, failure_id: FailureId) -> Incident:
+        """The incident as it enters its next failure (not yet stored): its open attempt, if it has one, has failed."""
+        if incident.failure_id == failure_id:
+            return incident
+        attempts = incident.attempts
+        if attempt := incident.open_attempt:
+            effect = facts.run.run_id if attempt.kind is AttemptKind.RUN_NOW else facts.run.latest_repair_id
+            ours = attempt.effect_id in (None, effect)
+            outcome = AttemptOutcome.FAILED_AGAIN if ours else AttemptOutcome.SUPERSEDED
+            ended = replace(attempt, effect_id=attempt.effect_id or effect, outcome=outcome, ended_at=self._parts.now())
+            attempts = (*attempts[:-1], ended)
+            self._admission.note_outcome(incident.workspace, retry_key(incident, attempt), succeeded=False)
+        return replace(
+            incident,
+            past_failures=(*incident.past_failures, incident.failure_id),
+            attempts=attempts,
+            decision=None,
+            mail_claim="",
+            resends=0,
+            failed_at=facts.run.end_time,
+            watched_run_id=facts.run.run_id,
+            page_url=facts.run.page_url,
+        )
+
+    def save(self, incident: Incident) -> Incident:
+        return self._history.save_incident(
+            replace(incident, updated_at=self._parts.now(), write_guid=self._parts.guid())
+        )
+
+    def record(self, incident: Incident, kind: str, **details: object) -> None:
+        """Keep an event and log it, as fields."""
+        self._history.record(Event(incident.workspace, incident.run_id, self._parts.now(), kind, details))
+        logger.info(
+            "incident %s",
+            kind,
+            extra={
+                "workspace": incident.workspace,
+                "run_id": incident.run_id,
+                "job_id": incident.job_id,
+                "failure_id": incident.failure_id,
+                "state": str(incident.state),
+            },
+        )
+
+    def close(self, incident: Incident, state: IncidentState, why: str, **details: object) -> Incident:
+        incident = self.save(replace(incident, state=state, ended_why=why, due_at=self._parts.now()))
+        self.record(incident, str(state), why=why, **details)
+        return incident
+
+    def end_attempt(self, incident: Incident, outcome: AttemptOutcome, state: IncidentState, why: str) -> Incident:
+        """Close the incident together with its open attempt."""
+        attempt = replace(incident.attempts[-1], outcome=outcome, ended_at=self._parts.now())
+        self._admission.note_outcome(
+            incident.workspace, retry_key(incident, attempt), succeeded=outcome is AttemptOutcome.RECOVERED
+        )
+        return self.close(replace(incident, attempts=(*incident.attempts[:-1], attempt)), state, why)
+
+    def escalate(self, incident: Incident, why: str, *, rule: str = "not_possible") -> None:
+        """Turn to people what could not be done; an attempt that never became an effect does not count."""
+        attempts = incident.attempts
+        if incident.open_attempt and incident.state is IncidentState.ACTING:
+            self._admission.note_outcome(incident.workspace, retry_key(incident, attempts[-1]), succeeded=False)
+            attempts = attempts[:-1]
+        decision = incident.decision or unread_decision(incident.failure_id)
+        decision = replace(
+            decision,
+            decision=DecisionKind.ESCALATE_EMAIL,
+            reason=f"{decision.reason} {why}",
+            rules=(*decision.rules, f"policy.{rule}"),
+            carried_out=True,
+            not_carried_out_why="",
+        )
+        incident = self.save(
+            replace(
+                incident,
+                attempts=attempts,
+                decision=decision,
+                recipients=incident.recipients or self._parts.settings.escalation_emails,
+                state=IncidentState.DECIDED,
+                due_at=self._parts.now(),
+            )
+        )
+        self.record(incident, "escalated", why=why)
+        self.send_action(incident)
+
+    # ── messages ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def send_failed(self, states: Sequence[RunState], source: str) -> None:
+        """Send failures on to be decided."""
+        messages = [
+            FailedRunMessage.model_validate(
+                {
+                    "workspace": state.workspace,
+                    "run_id": state.run_id,
+                    "failure_id": state.failure_id,
+                    "source": source,
+                }
+            )
+            for state in states
+        ]
+        if messages:
+            self._parts.queues.send(FAILED_RUNS, [OutgoingMessage(m.to_json(), m.message_id) for m in messages])
+
+    def send_action(self, incident: Incident, *, again: int = 0) -> None:
+        """Send what the stored decision calls for. `again` makes the id a new one, for a repetition on purpose."""
+        if incident.decision is None or incident.state is not IncidentState.DECIDED:
+            return
+        decision = incident.decision
+        if decision.decision.is_retry and decision.carried_out:
+            due = incident.due_at if incident.due_at > self._parts.now() else None
+            self._send(RETRIES, retry_message(incident, len(incident.attempts) + 1), again=again, due=due)
+        else:
+            self._send(EMAILS, email_message(incident), again=again)
+
+    def send_overdue(self, incident: Incident, *, again: int) -> None:
+        """Send an overdue incident's message once more. A claim that was cut off is looked at again, not repeated."""
+        if incident.state is IncidentState.ACTING and incident.mail_claim:
+            self._send(EMAILS, email_message(incident), again=again)
+        elif incident.state is IncidentState.ACTING:
+            self._send(RETRIES, retry_message(incident, len(incident.attempts)), again=again)
+        elif incident.decision is None:
+            message = FailedRunMessage(
+                workspace=incident.workspace,
+                run_id=incident.watched_run_id,
+                failure_id=incident.failure_id,
+                source="follow_up",
+            )
+            self._send(FAILED_RUNS, message, again=again)
+        else:
+            self.send_action(incident, again=again)
+
+    def _send(
+        self,
+        queue: str,
+        message: RetryMessage | EmailMessage | FailedRunMessage,
+        *,
+        again: int,
+        due: datetime | None = None,
+    ) -> None:
+        message_id = bounded_id(f"{message.message_id}:again-{again}") if again else message.message_id
+        self._parts.queues.send(queue, [OutgoingMessage(message.to_json(), message_id, due)])
+
+    # ── may it act? ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def stop_if_paused(self) -> None:
+        """Raise PausedError where a person has paused all actions, or where that cannot be read."""
+        seconds = self._parts.settings.pause_check_seconds
+        try:
+            pause = self._history.read_pause()
+        except AgentError as error:
+            raise PausedError(
+                f"cannot read whether actions are paused, so they are: {error}", seconds=seconds
+            ) from error
+        if pause.paused:
+            raise PausedError(
+                f"all actions are paused by {pause.by or 'somebody'}: {pause.why or 'no reason given'}", seconds=seconds
+            )
+
+    def is_fresh(self, claimed_at: datetime) -> bool:
+        """Whether a write that was sent at that time may still arrive."""
+        return (self._parts.now() - claimed_at).total_seconds() < self._parts.settings.claim_settle_seconds
+
+
+def retry_key(incident: Incident, attempt: Attempt) -> str:
+    """Name of a retry in the safeguards."""
+    return f"{incident.run_id}:{attempt.number}"
+
+
+def retry_message(incident: Incident, attempt: int) -> RetryMessage:
+    return RetryMessage(
+        workspace=incident.workspace, run_id=incident.run_id, failure_id=incident.failure_id, attempt=attempt
+    )
+
+
+def email_message(incident: Incident) -> EmailMessage:
+    is_suggestion = incident.decision is not None and incident.decision.decision.is_retry
+    return EmailMessage(
+        workspace=incident.workspace,
+        run_id=incident.run_id,
+        failure_id=incident.failure_id,
+        kind="suggestion" if is_suggestion else "escalation",
+    )
+
+
+def unread_decision(failure_id: FailureId) -> Decision:
+    """The decision about a failure that could never be read: people must look."""
+    return Decision(
+        failure_id=failure_id,
+        decision=DecisionKind.ESCALATE_EMAIL,
+        recommended=DecisionKind.ESCALATE_EMAIL,
+        category=Category.UNKNOWN,
+        reason="The failed run could not be read.",
+        confidence=0.0,
+        rules=("policy.unread",),
+        fingerprint="",
+        excerpt="",
+        cause="the run could not be read",
+    )

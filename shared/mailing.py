@@ -1,0 +1,197 @@
+"""Step 4, mail: one mail for the first failure of a cause, digests for what follows; each with a key of its own."""
+
+import hashlib
+from dataclasses import replace
+from datetime import timedelta
+
+from shared import mail_groups
+from shared.domain import (
+    AttemptOutcome,
+    Decision,
+    DigestMail,
+    EscalationMail,
+    Incident,
+    IncidentState,
+)
+from shared.errors import OutcomeUnknownError, PermanentError, ThrottledError, TransientError
+from shared.incidents import Incidents, Parts
+from shared.mail_groups import MailBook, MailLimits
+from shared.messages import EmailMessage
+from shared.settings import Settings
+
+
+class Mailing:
+    """Tells people."""
+
+    def __init__(self, parts: Parts, incidents: Incidents) -> None:
+        self._parts = parts
+        self._incidents = incidents
+        self._limits = mail_limits(parts.settings)
+
+    def send_email(self, message: EmailMessage) -> None:
+        """Mail about one failure now, or have it wait for the next digest.
+
+        Claim, send, mark done; a send whose answer was lost is looked up at the service before it is sent again.
+        """
+        incident = self._parts.history.read_incident(message.workspace, message.run_id)
+        if incident is None:
+            raise PermanentError(f"no incident for run {message.run_id}: there is nothing to mail about")
+        decision = incident.decision
+        if (
+            incident.failure_id != message.failure_id
+            or decision is None
+            or (decision.decision.is_retry and decision.carried_out)
+            or incident.state not in (IncidentState.DECIDED, IncidentState.ACTING)
+        ):
+            return
+        self._incidents.stop_if_paused()
+        key = f"{message.failure_id}:{message.kind}"
+        if incident.mail_claim != key and not self._gets_its_own(incident, decision):
+            self._incidents.save(replace(incident, state=IncidentState.GATHERED, due_at=self._parts.now()))
+            return
+        if incident.mail_claim == key:
+            if self._incidents.is_fresh(incident.due_at):
+                raise OutcomeUnknownError(f"run {incident.run_id}: an earlier mail may be under way")
+            if self._parts.mails.was_accepted(key):
+                self._mailed(incident, key)
+                return
+        incident = self._incidents.save(
+            replace(incident, mail_claim=key, state=IncidentState.ACTING, due_at=self._parts.now())
+        )
+        self._send(incident, decision, message.kind, key)
+
+    def _send(self, incident: Incident, decision: Decision, kind: str, key: str) -> None:
+        try:
+            self._parts.mails.send(mail_of(incident, decision, kind, key))
+        except OutcomeUnknownError:
+            raise
+        except TransientError:
+            self._incidents.save(replace(incident, mail_claim="", state=IncidentState.DECIDED))
+            raise
+        except PermanentError as error:
+            self._incidents.close(incident, IncidentState.PARKED, f"the mail could not be sent: {error}")
+            raise
+        self._mailed(incident, key)
+
+    def _mailed(self, incident: Incident, key: str) -> None:
+        incident = replace(incident, mailed=(*incident.mailed, key))
+        self._incidents.close(incident, end_of(incident), "mailed", recipients=len(incident.recipients))
+
+    def _gets_its_own(self, incident: Incident, decision: Decision) -> bool:
+        """Enter the failure in the mail book. What is long past only ever goes into a digest."""
+        book = self._parts.history.read_mail_book(incident.workspace)
+        now = self._parts.now()
+        if "policy.too_old" in decision.rules:
+            entered, own = mail_groups.expect_digest(book, now, self._limits), False
+        else:
+            entered, own = mail_groups.choose(book, decision.fingerprint, incident.failure_id, now, self._limits)
+        if entered != book:
+            self._save_book(entered)
+        return own
+
+    # ── digests ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def send_digest(self, workspace: str) -> bool:
+        """Send the workspace's digest if it is due, or finish one that was cut off. Whether anything was done.
+
+        Which runs it reports is stored before the first of its mails is sent (one mail per group of recipients), so
+        that a digest that is cut off is finished with the same runs and the same keys.
+        """
+        book = self._parts.history.read_mail_book(workspace)
+        now = self._parts.now()
+        gathered = {
+            incident.run_id: incident
+            for incident in self._parts.history.open_incidents(workspace)
+            if incident.state is IncidentState.GATHERED
+        }
+        resumed = book.open_digest is not None
+        if book.open_digest is None:
+            if not gathered or (book.digest_due and now < book.digest_due):
+                return False
+            self._incidents.stop_if_paused()
+            book = self._save_book(mail_groups.claim_digest(book, gathered, now))
+        digest = book.open_digest
+        assert digest is not None
+        if now < digest.not_before or (resumed and self._incidents.is_fresh(digest.claimed_at)):
+            return False
+        self._incidents.stop_if_paused()
+        reported = [gathered[run_id] for run_id in digest.run_ids if run_id in gathered]
+        try:
+            self._send_parts(workspace, digest.number, reported, resumed=resumed)
+        except TransientError as error:
+            wait = error.retry_after_seconds if isinstance(error, ThrottledError) else None
+            seconds = wait if wait is not None else self._parts.settings.defer_base_seconds
+            self._save_book(mail_groups.put_off_digest(book, now + timedelta(seconds=seconds)))
+            raise
+        self._save_book(mail_groups.finish_digest(book))
+        return True
+
+    def _send_parts(self, workspace: str, number: int, reported: list[Incident], *, resumed: bool) -> None:
+        """One mail per group of recipients; each one's incidents are closed as soon as it is handed over."""
+        groups: dict[tuple[str, ...], list[Incident]] = {}
+        for incident in reported:
+            groups.setdefault(incident.recipients, []).append(incident)
+        for recipients, incidents in groups.items():
+            key = f"digest:{workspace}:{number}:{short_hash(recipients)}"
+            try:
+                if not (resumed and self._parts.mails.was_accepted(key)):
+                    self._parts.mails.send(self._digest_mail(workspace, key, recipients, incidents))
+            except PermanentError as error:
+                for incident in incidents:
+                    self._incidents.close(incident, IncidentState.PARKED, f"the mail could not be sent: {error}")
+                continue
+            for incident in incidents:
+                self._mailed(incident, key)
+
+    def _digest_mail(
+        self, workspace: str, key: str, recipients: tuple[str, ...], incidents: list[Incident]
+    ) -> DigestMail:
+        since = self._parts.now() - max(self._limits.interval, timedelta(hours=1))
+        closed = self._parts.history.closed_incidents(workspace, updated_after=since)
+        return DigestMail(
+            key=key,
+            workspace=workspace,
+            recipients=recipients,
+            groups=mail_groups.by_cause(incidents),
+            total=len(incidents),
+            recovered=sum(incident.state is IncidentState.RECOVERED for incident in closed),
+        )
+
+    def _save_book(self, book: MailBook) -> MailBook:
+        return self._parts.history.save_mail_book(replace(book, write_guid=self._parts.guid()))
+
+
+def mail_limits(settings: Settings) -> MailLimits:
+    return MailLimits(
+        group_wait=timedelta(seconds=settings.group_wait_seconds),
+        interval=timedelta(minutes=settings.digest_interval_minutes),
+        repeat=timedelta(hours=settings.mail_repeat_hours),
+        at_once_per_hour=settings.mails_at_once_per_hour,
+    )
+
+
+def end_of(incident: Incident) -> IncidentState:
+    """How an incident ends that people are told about: with or without retries that failed."""
+    failed = any(attempt.outcome is AttemptOutcome.FAILED_AGAIN for attempt in incident.attempts)
+    return IncidentState.FAILED_AGAIN if failed else IncidentState.ESCALATED
+
+
+def mail_of(incident: Incident, decision: Decision, kind: str, key: str) -> EscalationMail:
+    return EscalationMail(
+        kind=kind,
+        key=key,
+        workspace=incident.workspace,
+        run_id=incident.watched_run_id,
+        job_id=incident.job_id,
+        job_name=incident.job_name,
+        page_url=incident.page_url,
+        failed_at=incident.failed_at,
+        decision=decision,
+        attempts=incident.attempts,
+        recipients=incident.recipients,
+        mode=incident.mode,
+    )
+
+
+def short_hash(recipients: tuple[str, ...]) -> str:
+    return hashlib.sha256("\n".join(recipients).encode()).hexdigest()[:12]

@@ -1,0 +1,227 @@
+"""Step 3, retry: admit, claim, change what must change, repair with the frozen repair id; at most once per attempt."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from shared.admission import Admission
+from shared.domain import (
+    Attempt,
+    AttemptKind,
+    AttemptOutcome,
+    Decision,
+    DecisionKind,
+    Incident,
+    IncidentState,
+    RunState,
+)
+from shared.error_decision_engine import ErrorDecisionEngine
+from shared.errors import (
+    HeldError,
+    OutcomeUnknownError,
+    PermanentError,
+    RepairImpossibleError,
+    RepairRefusedError,
+    RunNotFoundError,
+)
+from shared.incidents import Incidents, Parts, retry_key
+from shared.leasing import Leasing
+from shared.messages import RetryMessage
+from shared.triage import changes
+from shared.triage.policy import StandDown, newer_run_does_it
+from shared.triage.safeguards import RetryRecord
+
+
+class Retrying:
+    """Carries out the retries that were decided."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        incidents: Incidents,
+        admission: Admission,
+        leasing: Leasing,
+        engine: ErrorDecisionEngine,
+    ) -> None:
+        self._parts = parts
+        self._incidents = incidents
+        self._admission = admission
+        self._leasing = leasing
+        self._limits = engine.limits
+
+    def retry_run(self, message: RetryMessage) -> None:
+        """Make the retry, or look up what became of an earlier try to make it."""
+        incident = self._parts.history.read_incident(message.workspace, message.run_id)
+        if incident is None:
+            raise PermanentError(f"no incident for run {message.run_id}: nothing was decided about it")
+        decision = incident.decision
+        if (
+            incident.failure_id != message.failure_id
+            or decision is None
+            or not (decision.decision.is_retry and decision.carried_out)
+            or incident.state not in (IncidentState.DECIDED, IncidentState.ACTING)
+        ):
+            return
+        self._incidents.stop_if_paused()
+        try:
+            run = self._parts.runs.read_state(incident.workspace, incident.watched_run_id)
+        except RunNotFoundError as error:
+            self._incidents.close(incident, IncidentState.SKIPPED, f"the run is gone: {error}")
+            return
+        if incident.state is IncidentState.DECIDED:
+            self._begin(incident, decision, run)
+        else:
+            self._resume(incident, decision, run)
+
+    def _begin(self, incident: Incident, decision: Decision, run: RunState) -> None:
+        """The first try: is it still wanted, may it be made now, and then the claim before anything is done."""
+        if run.is_active or not run.is_failed or run.failure_id != incident.failure_id:
+            self._incidents.close(incident, IncidentState.SKIPPED, "repaired by somebody else before the retry")
+            return
+        if reason := self._no_longer_wanted(run):
+            self._incidents.close(incident, IncidentState.SKIPPED, reason.reason)
+            return
+        if run.end_time and self._parts.now() - run.end_time > self._limits.max_failure_age:
+            self._incidents.escalate(incident, "It waited too long for its turn.", rule="too_old")
+            return
+        edits_job = changes.edits_job(decision.setting_changes)
+        if edits_job:
+            self._leasing.wait_for_free_job(incident)
+        attempt = Attempt(
+            number=len(incident.attempts) + 1,
+            kind=AttemptKind.REPAIR,
+            failure_id=incident.failure_id,
+            with_changes=decision.decision is DecisionKind.RETRY_WITH_PARAMS,
+            changes=tuple(change.word for change in decision.changes),
+            claimed_at=self._parts.now(),
+            claim_guid=self._parts.guid(),
+        )
+        if refusal := self._not_admitted(incident, decision, run, attempt):
+            self._incidents.escalate(incident, refusal.reason, rule=refusal.rule)
+            return
+        incident = self._incidents.save(
+            replace(
+                incident,
+                state=IncidentState.ACTING,
+                attempts=(*incident.attempts, attempt),
+                due_at=self._parts.now(),
+            )
+        )
+        self._carry_out(incident, decision, run, doubtful=False)
+
+    def _resume(self, incident: Incident, decision: Decision, run: RunState) -> None:
+        """A claim is stored, so an earlier try may have landed. A repair that shows is taken for it."""
+        attempt = incident.open_attempt
+        if attempt is None:
+            return
+        if attempt.kind is AttemptKind.REPAIR and run.latest_repair_id != decision.latest_repair_id:
+            self._retrying(incident, run.latest_repair_id)
+            return
+        if self._incidents.is_fresh(attempt.claimed_at):
+            raise OutcomeUnknownError(f"run {run.run_id}: an earlier repair request may still arrive")
+        self._carry_out(incident, decision, run, doubtful=True)
+
+    def _no_longer_wanted(self, run: RunState) -> StandDown | None:
+        """A newer run of the job that did the work while this retry waited."""
+        if run.job_id is None:
+            return None
+        newer = self._parts.runs.newer_runs(run.workspace, run.job_id, started_after=run.start_time)
+        return newer_run_does_it(run, newer)
+
+    def _not_admitted(
+        self, incident: Incident, decision: Decision, run: RunState, attempt: Attempt
+    ) -> StandDown | None:
+        """Why the safeguards refuse it; HeldError where it must wait."""
+        hours = ((run.end_time - run.start_time).total_seconds() / 3600) if run.end_time else 0.0
+        wanted = RetryRecord(
+            key=retry_key(incident, attempt),
+            job_id=incident.job_id,
+            fingerprint=decision.fingerprint,
+            hours=hours * changes.cost_factor(decision.setting_changes),
+            at=self._parts.now(),
+        )
+        answer = self._admission.admit(incident.workspace, wanted)
+        if answer is None or isinstance(answer, StandDown):
+            return answer
+        raise HeldError(answer.reason, seconds=max(1.0, (answer.until - self._parts.now()).total_seconds()))
+
+    def _carry_out(self, incident: Incident, decision: Decision, run: RunState, *, doubtful: bool) -> None:
+        """The effects themselves, under a claim that is already stored.
+
+        `doubtful` = an earlier try under the same claim may have landed. Sending once more is safe: a repair carries
+        the same frozen repair id, a run-now the same token, a lease the same values.
+        """
+        try:
+            if changes.edits_job(decision.setting_changes):
+                self._leasing.apply(incident, incident.attempts[-1].number, decision.setting_changes)
+            incident, effect_id = self._rerun(incident, decision, run)
+        except RepairRefusedError as error:
+            self._after_refusal(incident, decision, error, doubtful=doubtful)
+            return
+        except RunNotFoundError as error:
+            self._incidents.end_attempt(
+                incident, AttemptOutcome.GONE, IncidentState.SKIPPED, f"the run is gone: {error}"
+            )
+            return
+        except PermanentError as error:
+            self._incidents.escalate(incident, f"The retry was not possible: {error}")
+            return
+        self._retrying(incident, effect_id)
+
+    def _rerun(self, incident: Incident, decision: Decision, run: RunState) -> tuple[Incident, int]:
+        """Repair the run, or start a new one where a repair is impossible."""
+        attempt = incident.attempts[-1]
+        parameters = {**run.job_parameters, **changes.parameters_of(decision.setting_changes)}
+        if attempt.kind is AttemptKind.REPAIR:
+            try:
+                return incident, self._parts.runs.repair_run(
+                    incident.workspace,
+                    run.run_id,
+                    latest_repair_id=decision.latest_repair_id,
+                    job_parameters=parameters,
+                    legacy_parameters=run.legacy_parameters,
+                    performance_target=changes.performance_target(decision.setting_changes),
+                )
+            except RepairImpossibleError:
+                if run.job_id is None:
+                    raise
+                attempt = replace(attempt, kind=AttemptKind.RUN_NOW)
+                incident = self._incidents.save(replace(incident, attempts=(*incident.attempts[:-1], attempt)))
+        return incident, self._run_now(incident, attempt, run, parameters)
+
+    def _run_now(self, incident: Incident, attempt: Attempt, run: RunState, parameters: Mapping[str, str]) -> int:
+        """A new run where a repair is impossible. The token makes a repetition return the same run."""
+        assert run.job_id is not None
+        token = f"{incident.run_id}:{attempt.number}"
+        new_run_id = self._parts.runs.run_now(incident.workspace, run.job_id, token=token, job_parameters=parameters)
+        self._parts.history.link_run(incident.workspace, new_run_id, incident_run_id=incident.run_id)
+        return new_run_id
+
+    def _after_refusal(
+        self, incident: Incident, decision: Decision, error: RepairRefusedError, *, doubtful: bool
+    ) -> None:
+        """The compare-and-swap failed: an earlier request of ours landed, or somebody else was faster."""
+        if not doubtful:
+            self._incidents.end_attempt(
+                incident, AttemptOutcome.SUPERSEDED, IncidentState.SKIPPED, "repaired by somebody else"
+            )
+            return
+        run = self._parts.runs.read_state(incident.workspace, incident.watched_run_id)
+        if run.latest_repair_id == decision.latest_repair_id:
+            raise OutcomeUnknownError(f"run {run.run_id}: refused, but no other repair shows yet") from error
+        self._retrying(incident, run.latest_repair_id)
+
+    def _retrying(self, incident: Incident, effect_id: int | None) -> None:
+        attempt = replace(incident.attempts[-1], effect_id=effect_id)
+        watched = incident.watched_run_id
+        if attempt.kind is AttemptKind.RUN_NOW and effect_id is not None:
+            watched = effect_id
+        incident = self._incidents.save(
+            replace(
+                incident,
+                state=IncidentState.RETRYING,
+                attempts=(*incident.attempts[:-1], attempt),
+                watched_run_id=watched,
+                due_at=self._parts.now(),
+            )
+        )
+        self._incidents.record(incident, "retried", attempt=attempt.number, how=str(attempt.kind), effect_id=effect_id)

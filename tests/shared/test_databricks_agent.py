@@ -1,0 +1,1165 @@
+"""The use cases on fakes: what is stored, what was really done, who was told. Calls are not looked at, effects are."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from shared.domain import (
+    AttemptKind,
+    AttemptOutcome,
+    Category,
+    Change,
+    ChangeKind,
+    DecisionKind,
+    FailureId,
+    IncidentState,
+    Mode,
+    Pause,
+    Repair,
+    RunFacts,
+)
+from shared.errors import (
+    ConfigurationError,
+    ConflictError,
+    NotAuthorisedError,
+    OutcomeUnknownError,
+    PausedError,
+    PermanentError,
+    RepairImpossibleError,
+    RepairRefusedError,
+    ThrottledError,
+    TransientError,
+)
+from shared.messages import EMAILS, FAILED_RUNS, RETRIES, EmailMessage, FailedRunMessage, RetryMessage
+from shared.ports import OutgoingMessage
+from shared.triage.policy import IDEMPOTENT_TAG, MAX_ATTEMPTS_TAG, MODE_TAG, OWNER_TAG
+from tests.builders import (
+    JOB_ID,
+    NOW,
+    RUN_ID,
+    WORKSPACE,
+    build_diagnosis,
+    build_incident,
+    build_job_facts,
+    build_newer_run,
+    build_repair,
+    build_run_facts,
+    build_run_state,
+)
+from tests.fakes import FakeClock, FakeJobRuns
+from tests.world import OPERATOR, ProcessDiedError, World, build_world
+
+ESCALATION = build_diagnosis(
+    category=Category.CODE, recommended=DecisionKind.ESCALATE_EMAIL, reason="A name is not defined.", source="model"
+)
+SKIP = build_diagnosis(category=Category.CANCELLED, recommended=DecisionKind.SKIP, source="model")
+SMALLER_BATCH = build_diagnosis(
+    category=Category.DRIVER_MEMORY,
+    recommended=DecisionKind.RETRY_WITH_PARAMS,
+    changes=(Change(ChangeKind.PARAM, "batch_size"),),
+    source="model",
+)
+ORIGINAL_FAILURE = FailureId(f"{WORKSPACE}:{RUN_ID}:original")
+
+
+def world_with(facts: RunFacts | None = None, **options: Any) -> World:
+    """A world with one failed run (the default one)."""
+    clock = FakeClock()
+    return build_world(runs=FakeJobRuns(facts or build_run_facts(), clock=clock), clock=clock, **options)
+
+
+def failed(run_id: int = RUN_ID, repair: int | None = None) -> FailedRunMessage:
+    failure_id = FailureId(f"{WORKSPACE}:{run_id}:{repair or 'original'}")
+    return FailedRunMessage(workspace=WORKSPACE, run_id=run_id, failure_id=failure_id, source="timer")
+
+
+def retry(failure_id: FailureId = ORIGINAL_FAILURE, attempt: int = 1) -> RetryMessage:
+    return RetryMessage(workspace=WORKSPACE, run_id=RUN_ID, failure_id=failure_id, attempt=attempt)
+
+
+def email(kind: Any = "escalation", failure_id: FailureId = ORIGINAL_FAILURE) -> EmailMessage:
+    return EmailMessage(workspace=WORKSPACE, run_id=RUN_ID, failure_id=failure_id, kind=kind)
+
+
+def sent_to(world: World, queue: str) -> list[OutgoingMessage]:
+    return [message for name, message in world.queues.sent if name == queue]
+
+
+def decide_and_deliver(world: World, message: FailedRunMessage | None = None) -> None:
+    world.agent.decide_action(message or failed())
+    world.deliver_all()
+
+
+def finish_and_follow(world: World, *, succeeded: bool, run_id: int = RUN_ID) -> None:
+    world.clock.advance(minutes=10)
+    world.runs.finish(run_id, succeeded=succeeded)
+    world.agent.follow_up()
+    world.deliver_all()
+
+
+def events_of(world: World) -> list[str]:
+    return [event.kind for event in world.history.events(WORKSPACE, RUN_ID)]
+
+
+# ── the main road ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_repair_recovers_the_run() -> None:
+    world = world_with()
+
+    decide_and_deliver(world)
+    assert world.incident().state is IncidentState.RETRYING
+    finish_and_follow(world, succeeded=True)
+
+    incident = world.incident()
+    assert incident.state is IncidentState.RECOVERED
+    assert [(a.number, a.kind, a.effect_id, a.outcome) for a in incident.attempts] == [
+        (1, AttemptKind.REPAIR, 9001, AttemptOutcome.RECOVERED)
+    ]
+    assert [(r.run_id, r.latest_repair_id) for r in world.runs.repairs] == [(RUN_ID, None)]
+    assert world.mails.sent == []
+    assert events_of(world) == ["decided", "retried", "recovered"]
+
+
+def test_a_run_that_fails_again_is_retried_to_the_limit_and_then_mailed() -> None:
+    world = world_with(max_retry_attempts=2)
+
+    decide_and_deliver(world)
+    finish_and_follow(world, succeeded=False)
+    assert world.incident().failure_id == f"{WORKSPACE}:{RUN_ID}:9001"
+    assert [a.outcome for a in world.incident().attempts] == [AttemptOutcome.FAILED_AGAIN, AttemptOutcome.PENDING]
+    finish_and_follow(world, succeeded=False)
+
+    incident = world.incident()
+    assert incident.state is IncidentState.FAILED_AGAIN
+    assert [r.latest_repair_id for r in world.runs.repairs] == [None, 9001]
+    assert [a.outcome for a in incident.attempts] == [AttemptOutcome.FAILED_AGAIN] * 2
+    assert incident.decision is not None
+    assert "policy.retry_limit" in incident.decision.rules
+    assert incident.decision.recommended is DecisionKind.RETRY
+    (mail,) = world.mails.sent
+    assert (mail.kind, mail.recipients, len(mail.attempts)) == ("escalation", (OPERATOR,), 2)
+
+
+def test_a_retry_with_parameters_sends_the_changed_value_beside_the_runs_own() -> None:
+    job = build_job_facts(declared_parameters={"batch_size": "1000", "day": "1"})
+    run = build_run_state(job_parameters={"batch_size": "200", "day": "7"}, legacy_parameters={"notebook_params": {}})
+    world = world_with(build_run_facts(job=job, run=run), diagnosis=SMALLER_BATCH)
+
+    decide_and_deliver(world)
+
+    (repair,) = world.runs.repairs
+    assert repair.job_parameters == {"batch_size": "100", "day": "7"}
+    assert repair.legacy_parameters == {"notebook_params": {}}
+    (attempt,) = world.incident().attempts
+    assert (attempt.with_changes, attempt.changes) == (True, ("param:batch_size",))
+
+
+def test_what_people_must_mend_is_mailed_once() -> None:
+    world = world_with(diagnosis=ESCALATION)
+
+    decide_and_deliver(world)
+
+    assert world.incident().state is IncidentState.ESCALATED
+    assert world.runs.repairs == []
+    (mail,) = world.mails.sent
+    assert (mail.key, mail.run_id, mail.recipients) == (f"{ORIGINAL_FAILURE}:escalation", RUN_ID, (OPERATOR,))
+
+
+def test_a_skip_is_recorded_and_nothing_else() -> None:
+    world = world_with(diagnosis=SKIP)
+
+    decide_and_deliver(world)
+
+    incident = world.incident()
+    assert (incident.state, incident.ended_why) == (IncidentState.SKIPPED, SKIP.reason)
+    assert (world.runs.repairs, world.mails.sent, world.queues.sent) == ([], [], [])
+    assert events_of(world) == ["decided"]
+
+
+def test_the_backoff_is_a_message_that_comes_later() -> None:
+    world = world_with(jitter=lambda: 0.5, backoff_base_seconds=60)
+
+    decide_and_deliver(world)
+    assert world.runs.repairs == []
+    world.clock.advance(seconds=29)
+    world.deliver_all()
+    assert world.runs.repairs == []
+    world.clock.advance(seconds=1)
+    world.deliver_all()
+
+    assert len(world.runs.repairs) == 1
+
+
+# ── find ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def world_watching_a_run(**options: Any) -> World:
+    """The default run is active, and the first tick has been."""
+    world = build_world(**options)
+    world.runs.put_running(build_run_state())
+    world.agent.find_failures()
+    world.clock.advance(minutes=5)
+    return world
+
+
+def test_what_failed_before_the_first_tick_is_history() -> None:
+    world = world_with()
+
+    assert world.agent.find_failures() == 0
+    world.clock.advance(minutes=5)
+    world.agent.find_failures()
+
+    assert world.history.open_incidents(WORKSPACE) == []
+
+
+def test_a_failure_is_sent_once_and_kept_before_it_is_sent() -> None:
+    world = world_watching_a_run()
+    world.runs.finish(RUN_ID, succeeded=False)
+
+    assert world.agent.find_failures() == 1
+    assert world.agent.find_failures() == 0
+
+    assert world.incident().state is IncidentState.DETECTED
+    assert [m.message_id for m in sent_to(world, FAILED_RUNS)] == [failed().message_id]
+
+
+def test_a_tick_that_cannot_send_finds_the_same_failures_at_the_next() -> None:
+    world = world_watching_a_run()
+    for run_id in (2, 3):
+        world.runs.put_state(build_run_state(run_id=run_id, start_time=world.clock(), end_time=world.clock()))
+    world.queues.accept_only = 1
+
+    with pytest.raises(TransientError):
+        world.agent.find_failures()
+    assert world.agent.find_failures() == 2
+
+    assert sorted(m.message_id for m in world.queues.waiting[FAILED_RUNS]) == [
+        failed(2).message_id,
+        failed(3).message_id,
+    ]
+
+
+def test_a_workspace_that_cannot_be_read_does_not_hold_up_the_others() -> None:
+    clock = FakeClock()
+    runs = FakeJobRuns(workspaces=("ws0", WORKSPACE), clock=clock)
+    world = build_world(runs=runs, clock=clock)
+    world.agent.find_failures()
+    clock.advance(minutes=5)
+    runs.put_state(build_run_state(start_time=clock(), end_time=clock()))
+    runs.faults.before["active_runs"] = [TransientError("ws0 is down")]
+
+    with pytest.raises(TransientError, match="ws0"):
+        world.agent.find_failures()
+
+    assert world.incident().state is IncidentState.DETECTED
+
+
+@pytest.mark.parametrize("error", [NotAuthorisedError("no right on this job"), PermanentError("not understood")])
+def test_one_run_that_can_never_be_read_does_not_hold_up_the_tick(error: PermanentError) -> None:
+    world = world_watching_a_run()
+    for run_id in (2, 3):
+        world.runs.put_state(build_run_state(run_id=run_id, start_time=world.clock(), end_time=world.clock()))
+    world.runs.faults.before["read_state"] = [error]
+
+    assert world.agent.find_failures() == 1
+
+    scan = world.history.read_scan(WORKSPACE)
+    assert scan is not None
+    assert scan.watermark == world.clock()
+
+
+def test_a_run_deleted_between_list_and_read_is_passed_over() -> None:
+    world = world_watching_a_run()
+    world.runs.remove(RUN_ID)
+
+    assert world.agent.find_failures() == 0
+    assert world.history.read_incident(WORKSPACE, RUN_ID) is None
+
+
+def test_a_run_repaired_between_list_and_read_is_watched() -> None:
+    world = world_watching_a_run()
+    world.runs.finish(RUN_ID, succeeded=False)
+    listed = world.runs.completed_runs(WORKSPACE, started_after=NOW - timedelta(days=1))
+    assert len(listed) == 1
+    repair_by_hand(world)
+    world.runs.faults.calls.clear()
+
+    assert world.agent.find_failures() == 0
+    world.clock.advance(minutes=5)
+    world.runs.finish(RUN_ID, succeeded=False)
+
+    assert world.agent.find_failures() == 1
+
+
+def test_the_sweep_finds_a_repair_that_failed_between_two_ticks() -> None:
+    world = world_watching_a_run(diagnosis=ESCALATION)
+    world.runs.finish(RUN_ID, succeeded=False)
+    world.agent.find_failures()
+    world.deliver_all()
+    assert world.incident().state is IncidentState.ESCALATED
+    for _ in range(3):
+        world.clock.advance(minutes=5)
+        world.agent.find_failures()
+    repair_by_hand(world)
+    world.runs.finish(RUN_ID, succeeded=False)
+
+    found = []
+    for _ in range(15):
+        world.clock.advance(minutes=5)
+        found.append(world.agent.find_failures())
+
+    assert sum(found) == 1
+    world.deliver_all()
+    assert world.incident().failure_id == f"{WORKSPACE}:{RUN_ID}:7001"
+
+
+def repair_by_hand(world: World, *, repair_id: int = 7001, run_id: int = RUN_ID) -> None:
+    run = world.runs.read_state(WORKSPACE, run_id)
+    world.runs.put_running(replace(run, repairs=(*run.repairs, Repair(repair_id, None, world.clock()))))
+
+
+# ── decide ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_failure_delivered_again_is_not_decided_again() -> None:
+    world = world_with()
+
+    world.agent.decide_action(failed())
+    stored = world.incident()
+    world.model.answer = ESCALATION
+    world.agent.decide_action(failed())
+
+    assert world.incident() == stored
+    assert len(world.model.asked) == 1
+    assert [m.message_id for m in sent_to(world, RETRIES)] == [retry().message_id] * 2
+
+
+def test_a_decision_that_was_stored_but_not_sent_is_sent_on_redelivery() -> None:
+    world = world_with()
+    world.queues.faults.before["send"] = [ProcessDiedError()]
+
+    with pytest.raises(ProcessDiedError):
+        world.agent.decide_action(failed())
+    world.agent.decide_action(failed())
+
+    assert [m.message_id for m in world.queues.waiting[RETRIES]] == [retry().message_id]
+    assert len(world.model.asked) == 1
+
+
+@pytest.mark.parametrize("mode", [Mode.OBSERVE, Mode.RETRY])
+def test_what_the_mode_does_not_carry_out_is_mailed_as_a_suggestion(mode: Mode) -> None:
+    job = build_job_facts(declared_parameters={"batch_size": "1000"})
+    world = world_with(build_run_facts(job=job), diagnosis=SMALLER_BATCH, default_mode=mode)
+
+    decide_and_deliver(world)
+
+    incident = world.incident()
+    assert incident.decision is not None
+    assert incident.decision.decision is DecisionKind.RETRY_WITH_PARAMS, "the mode does not change the decision"
+    assert not incident.decision.carried_out
+    assert str(mode) in incident.decision.not_carried_out_why
+    assert incident.state is IncidentState.ESCALATED
+    assert [mail.kind for mail in world.mails.sent] == ["suggestion"]
+    assert world.runs.repairs == []
+
+
+@pytest.mark.parametrize(
+    ("tag", "default", "repairs"),
+    [("full", Mode.OBSERVE, 1), ("observe", Mode.FULL, 0), ("off", Mode.FULL, 0)],
+)
+def test_the_tag_of_the_job_overrides_the_default_mode(tag: str, default: Mode, repairs: int) -> None:
+    world = world_with(build_run_facts(tags={MODE_TAG: tag}), default_mode=default)
+
+    decide_and_deliver(world)
+
+    assert len(world.runs.repairs) == repairs
+
+
+@pytest.mark.parametrize("diagnosis", [None, ESCALATION, SKIP], ids=["retry", "mail", "skip"])
+def test_a_dry_run_decides_and_changes_nothing(diagnosis: Any) -> None:
+    world = world_with(diagnosis=diagnosis, dry_run=True)
+
+    decide_and_deliver(world)
+
+    incident = world.incident()
+    assert incident.decision is not None
+    assert incident.state is IncidentState.SKIPPED
+    assert (world.runs.repairs, world.runs.started, world.mails.sent, world.queues.sent) == ([], [], [], [])
+
+
+def test_the_owner_named_by_the_jobs_tag_is_told() -> None:
+    world = world_with(
+        build_run_facts(tags={OWNER_TAG: "orders"}), diagnosis=ESCALATION, owners={"orders": "orders@example.com"}
+    )
+
+    decide_and_deliver(world)
+
+    assert world.mails.sent[0].recipients == ("orders@example.com",)
+
+
+def test_an_address_of_a_foreign_domain_on_a_job_is_not_told() -> None:
+    world = world_with(
+        build_run_facts(tags={OWNER_TAG: "eve@evil.test"}),
+        diagnosis=ESCALATION,
+        allowed_recipient_domains=("example.com",),
+    )
+
+    decide_and_deliver(world)
+
+    assert world.mails.sent[0].recipients == (OPERATOR,)
+
+
+@pytest.mark.parametrize(
+    ("facts", "rule"),
+    [
+        (build_run_facts(run=build_run_state(end_time=NOW - timedelta(hours=7))), "policy.too_old"),
+        (build_run_facts(tags={IDEMPOTENT_TAG: "false"}), "policy.not_idempotent"),
+        (build_run_facts(tags={MAX_ATTEMPTS_TAG: "0"}), "policy.retry_limit"),
+    ],
+)
+def test_what_may_not_be_repaired_is_mailed_with_the_rule(facts: RunFacts, rule: str) -> None:
+    world = world_with(facts)
+
+    decide_and_deliver(world)
+
+    assert world.runs.repairs == []
+    (mail,) = world.mails.sent
+    assert rule in mail.decision.rules
+
+
+def test_a_newer_run_that_did_the_work_means_nothing_is_done() -> None:
+    world = world_with(build_run_facts(newer_runs=(build_newer_run(),)))
+
+    decide_and_deliver(world)
+
+    assert world.incident().state is IncidentState.SKIPPED
+    assert (world.runs.repairs, world.mails.sent) == ([], [])
+
+
+def test_a_model_that_asks_for_time_is_given_some_and_then_done_without() -> None:
+    world = world_with()
+    world.model.faults.before["diagnose"] = [ThrottledError("busy", retry_after_seconds=5)] * 4
+
+    for deferrals in range(3):
+        with pytest.raises(ThrottledError):
+            world.agent.decide_action(failed(), deferrals=deferrals)
+    world.agent.decide_action(failed(), deferrals=3)
+
+    decision = world.incident().decision
+    assert decision is not None
+    assert not decision.model_used
+
+
+def test_a_run_repaired_by_somebody_else_before_the_decision_is_left_alone() -> None:
+    world = world_with()
+    repair_by_hand(world)
+
+    decide_and_deliver(world)
+
+    incident = world.incident()
+    assert (incident.state, incident.failure_id) == (IncidentState.SKIPPED, ORIGINAL_FAILURE)
+    assert (world.runs.repairs, world.mails.sent) == ([], [])
+
+
+def test_a_run_that_failed_again_meanwhile_is_handled_at_its_newer_failure() -> None:
+    world = world_with(build_run_facts(run=build_run_state(repairs=(build_repair(repair_id=501),))))
+
+    decide_and_deliver(world, failed())
+
+    incident = world.incident()
+    assert incident.failure_id == f"{WORKSPACE}:{RUN_ID}:501"
+    assert incident.past_failures == (ORIGINAL_FAILURE,)
+    assert [r.latest_repair_id for r in world.runs.repairs] == [501]
+
+
+def test_a_late_message_about_an_older_failure_does_not_undo_the_newer_one() -> None:
+    """The message about the failure after repair 501 was put off; repair 502 failed and was decided meanwhile."""
+    world = world_with(diagnosis=ESCALATION)
+    decide_and_deliver(world)
+    repairs = (build_repair(repair_id=501), build_repair(repair_id=502))
+    world.runs.put_state(build_run_state(repairs=repairs))
+    world.model.answer = build_diagnosis(source="model")
+    world.agent.decide_action(failed(repair=502))
+    decided = world.incident()
+
+    world.agent.decide_action(failed(repair=501))
+    world.deliver_all()
+
+    assert decided.failure_id == f"{WORKSPACE}:{RUN_ID}:502"
+    assert world.incident().failure_id == decided.failure_id
+    assert [r.latest_repair_id for r in world.runs.repairs] == [502]
+
+
+def test_a_run_that_is_gone_before_the_decision_is_closed() -> None:
+    world = world_watching_a_run()
+    world.runs.finish(RUN_ID, succeeded=False)
+    world.agent.find_failures()
+    world.runs.remove(RUN_ID)
+
+    world.deliver_all()
+
+    assert world.incident().state is IncidentState.SKIPPED
+    assert "gone" in world.incident().ended_why
+
+
+def test_an_unknown_run_that_is_gone_leaves_nothing_behind() -> None:
+    world = world_with()
+
+    decide_and_deliver(world, failed(run_id=404))
+
+    assert world.history.read_incident(WORKSPACE, 404) is None
+
+
+# ── retry ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_pause_between_decision_and_action_holds_the_action() -> None:
+    world = world_with()
+    world.agent.decide_action(failed())
+    world.history.save_pause(Pause(True, by="ann", why="migration"))
+
+    with pytest.raises(PausedError, match="ann: migration"):
+        world.agent.retry_run(retry())
+    assert world.runs.repairs == []
+    world.history.save_pause(Pause(False))
+    world.agent.retry_run(retry())
+
+    assert len(world.runs.repairs) == 1
+
+
+def test_a_pause_holds_mails_too() -> None:
+    world = world_with(diagnosis=ESCALATION)
+    world.agent.decide_action(failed())
+    world.history.save_pause(Pause(True))
+
+    with pytest.raises(PausedError, match="somebody: no reason given"):
+        world.agent.send_email(email())
+
+    assert world.mails.sent == []
+
+
+def test_a_pause_that_cannot_be_read_is_a_pause() -> None:
+    world = world_with()
+    world.agent.decide_action(failed())
+    world.history.faults.before["read_pause"] = [TransientError("tables are down")]
+
+    with pytest.raises(PausedError, match="tables are down"):
+        world.agent.retry_run(retry())
+
+    assert world.runs.repairs == []
+
+
+def test_a_run_repaired_by_somebody_else_before_the_retry_is_left_alone() -> None:
+    world = world_with()
+    world.agent.decide_action(failed())
+    repair_by_hand(world)
+
+    world.deliver_all()
+
+    assert world.incident().state is IncidentState.SKIPPED
+    assert (world.runs.repairs, world.incident().attempts) == ([], ())
+
+
+def test_a_run_repaired_by_somebody_else_between_claim_and_request_is_left_alone() -> None:
+    world = world_with()
+    world.agent.decide_action(failed())
+    world.runs.faults.before["repair_run"] = [RepairRefusedError("the run is active")]
+
+    world.deliver_all()
+
+    incident = world.incident()
+    assert incident.state is IncidentState.SKIPPED
+    assert [a.outcome for a in incident.attempts] == [AttemptOutcome.SUPERSEDED]
+    assert (world.runs.repairs, world.mails.sent) == ([], [])
+
+
+def test_a_run_that_is_gone_before_the_retry_is_closed() -> None:
+    world = world_with()
+    world.agent.decide_action(failed())
+    world.runs.remove(RUN_ID)
+
+    world.deliver_all()
+
+    assert world.incident().state is IncidentState.SKIPPED
+
+
+def test_a_run_that_is_gone_after_the_retry_is_closed() -> None:
+    world = world_with()
+    decide_and_deliver(world)
+    world.runs.remove(RUN_ID)
+
+    world.agent.follow_up()
+
+    incident = world.incident()
+    assert (incident.state, incident.attempts[0].outcome) == (IncidentState.SKIPPED, AttemptOutcome.GONE)
+
+
+def test_where_a_repair_is_impossible_a_new_run_of_the_job_is_the_same_incident() -> None:
+    world = world_with(max_retry_attempts=2)
+    world.runs.faults.before["repair_run"] = [RepairImpossibleError("run-job task"), None]
+
+    decide_and_deliver(world)
+    (started,) = world.runs.started
+    assert (started.job_id, started.token) == (JOB_ID, f"{RUN_ID}:1")
+    assert world.incident().watched_run_id == started.run_id
+    finish_and_follow(world, succeeded=False, run_id=started.run_id)
+
+    incident = world.incident()
+    assert world.incident(started.run_id) == incident, "the new run belongs to the first one's incident"
+    assert incident.failure_id == f"{WORKSPACE}:{started.run_id}:original"
+    assert [(a.number, a.kind, a.outcome) for a in incident.attempts] == [
+        (1, AttemptKind.RUN_NOW, AttemptOutcome.FAILED_AGAIN),
+        (2, AttemptKind.REPAIR, AttemptOutcome.PENDING),
+    ]
+    assert [r.run_id for r in world.runs.repairs] == [started.run_id]
+    finish_and_follow(world, succeeded=True, run_id=started.run_id)
+    assert world.incident().state is IncidentState.RECOVERED
+
+
+def test_a_new_run_found_by_the_tick_is_the_same_incident() -> None:
+    world = world_watching_a_run()
+    world.runs.finish(RUN_ID, succeeded=False)
+    world.agent.find_failures()
+    world.runs.faults.before["repair_run"] = [RepairImpossibleError("run-job task")]
+    world.deliver_all()
+    (started,) = world.runs.started
+    world.clock.advance(minutes=5)
+    world.runs.finish(started.run_id, succeeded=False)
+
+    world.agent.find_failures()
+    world.deliver_all()
+
+    assert [incident.run_id for incident in world.history.open_incidents(WORKSPACE)] == [RUN_ID]
+    assert len(world.incident().attempts) == 2
+
+
+def test_a_one_time_run_that_cannot_be_repaired_is_mailed() -> None:
+    world = world_with(build_run_facts(run=build_run_state(job_id=None), job=None))
+    world.runs.faults.before["repair_run"] = [RepairImpossibleError("submitted run")]
+
+    decide_and_deliver(world)
+
+    assert world.runs.started == []
+    (mail,) = world.mails.sent
+    assert "policy.not_possible" in mail.decision.rules
+    assert world.incident().attempts == ()
+
+
+def test_a_retry_that_is_not_allowed_is_mailed() -> None:
+    world = world_with()
+    world.runs.faults.before["repair_run"] = [NotAuthorisedError("the identity lacks CAN_MANAGE_RUN on job 77")]
+
+    decide_and_deliver(world)
+
+    (mail,) = world.mails.sent
+    assert "CAN_MANAGE_RUN" in mail.decision.reason
+    assert world.incident().state is IncidentState.ESCALATED
+
+
+def test_a_retry_message_that_comes_after_the_failure_was_given_to_people_does_not_repair() -> None:
+    world = world_with()
+    world.agent.decide_action(failed())
+    world.runs.faults.before["repair_run"] = [NotAuthorisedError("no right")]
+    world.agent.retry_run(retry())
+    world.queues.waiting[EMAILS].clear()
+
+    world.agent.retry_run(retry())
+
+    assert world.runs.repairs == []
+    assert len(sent_to(world, EMAILS)) == 2, "the mail's message is sent again: the first may never have been"
+
+
+def test_an_unanswered_repair_that_landed_is_not_sent_again() -> None:
+    world = world_with()
+    world.runs.faults.after["repair_run"] = [OutcomeUnknownError("no answer")]
+    world.agent.decide_action(failed())
+    with pytest.raises(OutcomeUnknownError):
+        world.agent.retry_run(retry())
+
+    world.agent.retry_run(retry())
+
+    incident = world.incident()
+    assert incident.state is IncidentState.RETRYING
+    assert incident.attempts[0].effect_id == 9001
+    assert len(world.runs.repairs) == 1
+
+
+def test_an_unanswered_repair_that_never_landed_is_sent_once_more_with_the_same_repair_id() -> None:
+    world = world_with(build_run_facts(run=build_run_state(repairs=(build_repair(repair_id=501),))))
+    world.runs.faults.before["repair_run"] = [OutcomeUnknownError("no answer")]
+    message = failed(repair=501)
+    world.agent.decide_action(message)
+    with pytest.raises(OutcomeUnknownError):
+        world.agent.retry_run(retry(message.failure_id))
+
+    world.clock.advance(seconds=59)
+    with pytest.raises(OutcomeUnknownError, match="may still arrive"):
+        world.agent.retry_run(retry(message.failure_id))
+    assert world.runs.repairs == []
+    world.clock.advance(seconds=1)
+    world.agent.retry_run(retry(message.failure_id))
+
+    assert [r.latest_repair_id for r in world.runs.repairs] == [501]
+    assert [a.number for a in world.incident().attempts] == [1]
+
+
+def test_an_unanswered_repair_that_lands_between_read_and_second_request_is_recognised() -> None:
+    world = world_with()
+    world.runs.faults.before["repair_run"] = [OutcomeUnknownError("no answer")]
+    world.agent.decide_action(failed())
+    with pytest.raises(OutcomeUnknownError):
+        world.agent.retry_run(retry())
+    world.clock.advance(seconds=61)
+    stale = world.runs.read_state(WORKSPACE, RUN_ID)
+    world.runs.repair_run(WORKSPACE, RUN_ID, latest_repair_id=None, job_parameters={}, legacy_parameters={})
+    landed = world.runs.read_state(WORKSPACE, RUN_ID)
+    world.runs.put_state(stale)
+    world.runs.faults.before["repair_run"] = [RepairRefusedError("the run is active")]
+
+    with pytest.raises(OutcomeUnknownError, match="no other repair shows yet"):
+        world.agent.retry_run(retry())
+    world.runs.put_state(landed)
+    world.agent.retry_run(retry())
+
+    assert world.incident().attempts[0].effect_id == 9001
+    assert len(world.runs.repairs) == 1
+
+
+def test_an_unanswered_run_now_is_repeated_with_the_same_token() -> None:
+    world = world_with()
+    world.runs.faults.before["repair_run"] = [RepairImpossibleError("run-job task")]
+    world.runs.faults.after["run_now"] = [OutcomeUnknownError("no answer")]
+    world.agent.decide_action(failed())
+    with pytest.raises(OutcomeUnknownError):
+        world.agent.retry_run(retry())
+
+    world.clock.advance(seconds=60)
+    world.agent.retry_run(retry())
+
+    assert len(world.runs.started) == 1
+    assert world.incident().watched_run_id == world.runs.started[0].run_id
+
+
+def test_a_retry_that_waited_until_the_failure_was_old_is_mailed_instead() -> None:
+    """Paused for a night, or the app was stopped: what the decision permitted then is no longer permitted."""
+    world = world_with()
+    world.agent.decide_action(failed())
+    world.clock.advance(hours=6, minutes=1)
+
+    world.deliver_all()
+
+    assert world.runs.repairs == []
+    (mail,) = world.mails.sent
+    assert "6 hours" in mail.decision.reason
+    assert world.incident().state is IncidentState.ESCALATED
+
+
+def test_stale_messages_do_nothing() -> None:
+    world = world_with()
+    decide_and_deliver(world)
+    finish_and_follow(world, succeeded=True)
+    closed = world.incident()
+
+    world.agent.decide_action(failed())
+    world.agent.retry_run(retry())
+    world.agent.retry_run(retry(FailureId(f"{WORKSPACE}:{RUN_ID}:1")))
+    world.agent.send_email(email())
+    world.agent.send_email(email("suggestion"))
+    world.deliver_all()
+
+    assert world.incident() == closed
+    assert len(world.runs.repairs) == 1
+    assert world.mails.sent == []
+
+
+@pytest.mark.parametrize("step", ["retry_run", "send_email"])
+def test_an_action_on_an_incident_that_does_not_exist_is_refused(step: str) -> None:
+    world = build_world()
+    message = retry() if step == "retry_run" else email()
+
+    with pytest.raises(PermanentError, match=f"no incident for run {RUN_ID}"):
+        getattr(world.agent, step)(message)
+
+
+# ── two workers on one message ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_two_workers_on_one_decision_store_one() -> None:
+    world = world_with()
+    world.history.faults.before["save_incident"] = [ConflictError("the other worker was faster")]
+
+    with pytest.raises(ConflictError):
+        world.agent.decide_action(failed())
+
+    assert world.queues.sent == []
+
+
+def test_two_workers_on_one_retry_repair_once() -> None:
+    world = world_with()
+    world.agent.decide_action(failed())
+    worker_that_interleaves(world, during="read_state", step=lambda: world.agent.retry_run(retry()))
+
+    with pytest.raises(ConflictError):
+        world.agent.retry_run(retry())
+
+    assert len(world.runs.repairs) == 1
+    assert world.incident().state is IncidentState.RETRYING
+
+
+def test_two_workers_on_one_mail_send_one() -> None:
+    world = world_with(diagnosis=ESCALATION)
+    world.agent.decide_action(failed())
+    worker_that_interleaves(world, during="read_pause", step=lambda: world.agent.send_email(email()))
+
+    with pytest.raises(ConflictError):
+        world.agent.send_email(email())
+
+    assert len(world.mails.sent) == 1
+    assert world.incident().state is IncidentState.ESCALATED
+
+
+def worker_that_interleaves(world: World, *, during: str, step: Any) -> None:
+    """Another worker does the same step to its end while the first one is inside the call `during`."""
+    part: Any = world.runs if during == "read_state" else world.history
+    own = getattr(part, during)
+
+    def interleaved(*args: Any, **kwargs: Any) -> Any:
+        setattr(part, during, own)
+        result = own(*args, **kwargs)
+        step()
+        return result
+
+    setattr(part, during, interleaved)
+
+
+# ── mail ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_mail_that_was_accepted_before_a_crash_is_not_sent_again() -> None:
+    world = world_with(diagnosis=ESCALATION)
+    world.agent.decide_action(failed())
+    world.mails.faults.after["send"] = [ProcessDiedError()]
+    with pytest.raises(ProcessDiedError):
+        world.agent.send_email(email())
+
+    with pytest.raises(OutcomeUnknownError, match="may be under way"):
+        world.agent.send_email(email())
+    world.clock.advance(seconds=60)
+    world.agent.send_email(email())
+
+    assert len(world.mails.sent) == 1
+    assert world.incident().state is IncidentState.ESCALATED
+    assert world.incident().mailed == (f"{ORIGINAL_FAILURE}:escalation",)
+
+
+def test_a_mail_that_was_not_accepted_before_a_crash_is_sent() -> None:
+    world = world_with(diagnosis=ESCALATION)
+    world.agent.decide_action(failed())
+    world.mails.faults.before["send"] = [ProcessDiedError()]
+    with pytest.raises(ProcessDiedError):
+        world.agent.send_email(email())
+
+    world.clock.advance(seconds=60)
+    world.agent.send_email(email())
+
+    assert len(world.mails.sent) == 1
+
+
+def test_a_mail_that_cannot_go_now_is_free_to_go_at_once_later() -> None:
+    world = world_with(diagnosis=ESCALATION)
+    world.agent.decide_action(failed())
+    world.mails.faults.before["send"] = [ThrottledError("100 mails an hour", retry_after_seconds=30)]
+
+    with pytest.raises(ThrottledError):
+        world.agent.send_email(email())
+    assert (world.incident().state, world.incident().mail_claim) == (IncidentState.DECIDED, "")
+    world.agent.send_email(email())
+
+    assert len(world.mails.sent) == 1
+
+
+def test_a_mail_that_can_never_go_parks_the_incident_and_says_so() -> None:
+    world = world_with(diagnosis=ESCALATION)
+    world.agent.decide_action(failed())
+    world.mails.faults.before["send"] = [PermanentError("the sender's domain is not linked")]
+
+    with pytest.raises(PermanentError):
+        world.agent.send_email(email())
+
+    incident = world.incident()
+    assert incident.state is IncidentState.PARKED
+    assert "domain is not linked" in incident.ended_why
+
+
+# ── follow up ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_recovered_by_somebody_elses_repair_is_not_our_success() -> None:
+    world = world_with()
+    decide_and_deliver(world)
+    world.runs.finish(RUN_ID, succeeded=False)
+    repair_by_hand(world)
+
+    finish_and_follow(world, succeeded=True)
+
+    incident = world.incident()
+    assert (incident.state, incident.attempts[0].outcome) == (IncidentState.RECOVERED, AttemptOutcome.SUPERSEDED)
+
+
+def test_a_retry_under_way_is_left_alone() -> None:
+    world = world_with()
+    decide_and_deliver(world)
+    before = world.incident()
+
+    world.clock.advance(hours=5)
+
+    assert world.agent.follow_up() == 0
+    assert world.incident() == before
+
+
+LOST = [
+    ("detected", FAILED_RUNS, failed().message_id),
+    ("decided to retry", RETRIES, retry().message_id),
+    ("decided to mail", EMAILS, email().message_id),
+    ("claimed a repair", RETRIES, retry().message_id),
+    ("claimed a mail", EMAILS, email().message_id),
+]
+
+
+@pytest.mark.parametrize(("where", "queue", "message_id"), LOST, ids=[where for where, _, _ in LOST])
+def test_what_is_overdue_is_sent_again_under_a_new_id(where: str, queue: str, message_id: str) -> None:
+    """Each time the message was lost: the queue was purged, or it lies in the dead-letter queue."""
+    world = world_with(diagnosis=ESCALATION if "mail" in where else None)
+    if where == "detected":
+        world.history.save_incident(build_incident(due_at=NOW))
+    else:
+        world.agent.decide_action(failed())
+    if "claimed" in where:
+        part: Any = world.mails if "mail" in where else world.runs
+        part.faults.before["send" if "mail" in where else "repair_run"] = [ProcessDiedError()]
+        with pytest.raises(ProcessDiedError):
+            world.agent.send_email(email()) if "mail" in where else world.agent.retry_run(retry())
+    world.queues.waiting.clear()
+
+    world.clock.advance(minutes=29)
+    assert world.agent.follow_up() == 0
+    world.clock.advance(minutes=1)
+    assert world.agent.follow_up() == 1
+    assert world.agent.follow_up() == 0, "and not once a minute from then on"
+
+    assert [(q, m.message_id) for q in world.queues.waiting for m in world.queues.waiting[q]] == [
+        (queue, f"{message_id}:again-1")
+    ]
+    world.run_for(minutes=3)
+    assert len(world.mails.sent) + len(world.runs.repairs) == 1
+
+
+def test_what_is_held_by_a_pause_is_not_sent_again_and_again() -> None:
+    world = world_with()
+    world.history.save_pause(Pause(True))
+    world.agent.decide_action(failed())
+
+    world.run_for(hours=5)
+
+    assert sum(len(messages) for messages in world.queues.waiting.values()) == 1
+    world.history.save_pause(Pause(False))
+    world.run_for(minutes=10)
+    assert len(world.runs.repairs) == 1
+
+
+def test_one_incident_that_cannot_be_followed_does_not_hold_up_the_others() -> None:
+    clock = FakeClock()
+    runs = FakeJobRuns(*(build_run_facts(run=build_run_state(run_id=n)) for n in (1, 2)), clock=clock)
+    world = build_world(runs=runs, clock=clock)
+    for run_id in (1, 2):
+        decide_and_deliver(world, failed(run_id))
+        runs.finish(run_id, succeeded=True)
+    runs.faults.before["read_state"] = [TransientError("busy")]
+
+    assert world.agent.follow_up() == 1
+
+    assert [world.incident(n).state for n in (1, 2)] == [IncidentState.RETRYING, IncidentState.RECOVERED]
+
+
+# ── giving up ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_retry_given_up_is_turned_into_a_mail() -> None:
+    world = world_with()
+    world.agent.decide_action(failed())
+
+    world.agent.park(retry(), "Given up after 24 hours: Databricks does not answer")
+    world.queues.waiting[RETRIES].clear()
+    world.deliver_all()
+
+    (mail,) = world.mails.sent
+    assert "Given up after 24 hours" in mail.decision.reason
+    assert world.incident().state is IncidentState.ESCALATED
+
+
+def test_a_failure_given_up_before_it_could_be_read_is_turned_into_a_mail() -> None:
+    world = world_with()
+    world.history.save_incident(build_incident())
+
+    world.agent.park(failed(), "Given up after 24 hours")
+    world.deliver_all()
+
+    (mail,) = world.mails.sent
+    assert (mail.decision.category, mail.recipients) == (Category.UNKNOWN, (OPERATOR,))
+
+
+def test_a_mail_given_up_parks_the_incident() -> None:
+    world = world_with(diagnosis=ESCALATION)
+    world.agent.decide_action(failed())
+
+    world.agent.park(email(), "Given up after 24 hours: the e-mail service does not answer")
+
+    assert world.incident().state is IncidentState.PARKED
+    assert "e-mail service" in world.incident().ended_why
+
+
+def test_giving_up_an_old_message_does_not_touch_what_came_after() -> None:
+    world = world_with()
+    decide_and_deliver(world)
+    finish_and_follow(world, succeeded=False)
+    retrying = world.incident()
+
+    world.agent.park(failed(), "Given up")
+    world.agent.park(retry(), "Given up")
+    world.agent.park(email(), "Given up")
+
+    assert world.incident() == retrying
+
+
+# ── one pass without queues ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def monitored(*facts: RunFacts, **options: Any) -> World:
+    clock = FakeClock(NOW + timedelta(minutes=1))
+    return build_world(runs=FakeJobRuns(*facts, clock=clock), clock=clock, **options)
+
+
+def run_facts(run_id: int, **run: Any) -> RunFacts:
+    job = build_job_facts(job_id=run.get("job_id", JOB_ID))
+    return build_run_facts(run=build_run_state(run_id=run_id, **run), job=job)
+
+
+def test_one_pass_acts_and_says_what_it_did() -> None:
+    world = monitored(run_facts(1), run_facts(2))
+
+    summary = world.agent.monitor_jobs()
+
+    at = world.clock().isoformat()
+    assert summary["actions"] == {
+        "retried": {"count": 2, "run_ids": "1,2", "at": at},
+        "retried_with_params": {"count": 0, "run_ids": "", "at": at},
+        "escalated": {"count": 0, "run_ids": "", "at": at},
+        "skipped": {"count": 0, "run_ids": "", "at": at},
+    }
+    assert sorted(r.run_id for r in world.runs.repairs) == [1, 2]
+    assert [(r["run_id"], r["decision"], r["outcome"]) for r in summary["runs"]] == [
+        (1, "RETRY", "open"),
+        (2, "RETRY", "open"),
+    ]
+
+
+def test_a_pass_over_nothing_has_the_same_shape() -> None:
+    world = monitored()
+
+    summary = world.agent.monitor_jobs()
+
+    assert {(a["count"], a["run_ids"]) for a in summary["actions"].values()} == {(0, "")}  # type: ignore[index]
+    assert summary["runs"] == []
+
+
+def test_a_pass_looks_only_at_runs_that_ended_in_its_window() -> None:
+    world = monitored(
+        run_facts(1, end_time=NOW - timedelta(minutes=28)),
+        run_facts(2, start_time=NOW - timedelta(hours=20)),
+        run_facts(3, start_time=NOW - timedelta(hours=2), end_time=NOW - timedelta(minutes=30)),
+    )
+
+    assert world.agent.monitor_jobs()["actions"]["retried"]["run_ids"] == "1,2"
+
+
+def test_a_pass_can_be_kept_to_jobs_and_told_whom_to_mail() -> None:
+    world = monitored(run_facts(1, job_id=77), run_facts(2, job_id=78), diagnosis=ESCALATION)
+
+    summary = world.agent.monitor_jobs(job_ids=[78], escalation_emails=["team@example.com"])
+
+    assert summary["actions"]["escalated"]["run_ids"] == "2"
+    assert [(m.run_id, m.recipients) for m in world.mails.sent] == [(2, ("team@example.com",))]
+
+
+def test_a_dry_pass_says_what_it_would_have_done_and_does_nothing() -> None:
+    world = monitored(run_facts(1), dry_run=True, default_mode=Mode.OBSERVE)
+
+    summary = world.agent.monitor_jobs()
+
+    assert summary["actions"]["retried"]["count"] == 1
+    assert (world.runs.repairs, world.runs.started, world.mails.sent) == ([], [], [])
+
+
+def test_one_run_that_cannot_be_read_does_not_hold_up_the_others_and_is_not_hidden() -> None:
+    world = monitored(run_facts(1), run_facts(2), run_facts(3))
+    world.runs.faults.before["read_facts"] = [TransientError("busy"), None, None]
+    world.runs.faults.before["read_state"] = [None, None, None, TransientError("busy")]
+
+    summary = world.agent.monitor_jobs()
+
+    assert [(r["run_id"], r["decision"], r["outcome"]) for r in summary["runs"]] == [
+        (2, "RETRY", "open"),
+        (1, "ESCALATE_EMAIL", "open"),
+        (3, "ESCALATE_EMAIL", "open"),
+    ]
+    assert "busy" in summary["runs"][1]["reason"]
+    assert summary["actions"]["retried"]["run_ids"] == "2"
+    assert summary["actions"]["escalated"]["count"] == 0
+
+
+def test_without_a_history_the_limit_counts_the_repairs_of_the_run() -> None:
+    repairs = tuple(build_repair(repair_id=n) for n in (501, 502, 503))
+    world = monitored(run_facts(1, repairs=repairs))
+    agent = without_history(world)
+
+    summary = agent.monitor_jobs()
+
+    assert summary["actions"]["escalated"]["run_ids"] == "1"
+    assert world.runs.repairs == []
+
+
+def test_without_a_history_no_new_runs_are_started_without_end() -> None:
+    """A new run has no repair history: nothing would count how many of them were started."""
+    world = monitored(run_facts(1))
+    world.runs.faults.before["repair_run"] = [RepairImpossibleError("run-job task")] * 10
+    agent = without_history(world)
+
+    for _ in range(5):
+        agent.monitor_jobs()
+        world.clock.advance(minutes=20)
+        for started in world.runs.started:
+            if world.runs.read_state(WORKSPACE, started.run_id).is_active:
+                world.runs.finish(started.run_id, succeeded=False)
+
+    assert len(world.runs.started) <= world.settings.max_retry_attempts
+    assert world.mails.sent
+
+
+def without_history(world: World) -> Any:
+    from shared.databricks_agent import DatabricksAgent
+    from shared.error_decision_engine import ErrorDecisionEngine
+
+    engine = ErrorDecisionEngine(world.model, settings=world.settings, jitter=lambda: 0.0)
+    return DatabricksAgent(None, world.runs, world.mails, engine, settings=world.settings, clock=world.clock)
+
+
+def test_steps_that_need_a_history_or_queues_say_so() -> None:
+    agent = without_history(build_world())
+
+    with pytest.raises(PermanentError, match="history"):
+        agent.decide_action(failed())
+    with pytest.raises(ConfigurationError, match="AZURE_OPENAI_ENDPOINT"):
+        agent.get_fine_tune_status("ftjob-1")

@@ -1,0 +1,338 @@
+"""What becomes of a delivered message: done, put off, given up, or refused; and an outage of an hour in virtual time."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from shared.delivery import DEFERRALS, FIRST_SEEN, ORIGINAL_ID, Envelope
+from shared.domain import Category, DecisionKind, FailureId, IncidentState, Pause
+from shared.errors import (
+    ConfigurationError,
+    ConflictError,
+    InvalidMessageError,
+    PermanentError,
+    ThrottledError,
+    TransientError,
+)
+from shared.messages import EMAILS, FAILED_RUNS, QUEUES, RETRIES, FailedRunMessage
+from shared.ports import OutgoingMessage
+from tests.builders import (
+    NOW,
+    RUN_ID,
+    WORKSPACE,
+    build_diagnosis,
+    build_incident,
+    build_job_facts,
+    build_run_facts,
+    build_run_state,
+)
+from tests.fakes import FakeClock, FakeJobRuns
+from tests.world import World, build_world, envelope_of
+
+FAILED = FailedRunMessage(
+    workspace=WORKSPACE, run_id=RUN_ID, failure_id=FailureId(f"{WORKSPACE}:{RUN_ID}:original"), source="timer"
+)
+ESCALATION = build_diagnosis(category=Category.CODE, recommended=DecisionKind.ESCALATE_EMAIL, source="model")
+
+
+def envelope(body: bytes | str = FAILED.to_json(), queue: str = FAILED_RUNS, **properties: object) -> Envelope:
+    return Envelope(queue, body.encode() if isinstance(body, str) else body, FAILED.message_id, 1, properties)
+
+
+def failing_world(error: BaseException | None, **options: Any) -> World:
+    """One failed run, whose facts cannot be read because of the error."""
+    clock = FakeClock()
+    world = build_world(runs=FakeJobRuns(build_run_facts(), clock=clock), clock=clock, **options)
+    world.runs.faults.before["read_facts"] = [error]
+    return world
+
+
+def only_copy(world: World, queue: str = FAILED_RUNS) -> OutgoingMessage:
+    ((sent_to, message),) = world.queues.sent
+    assert sent_to == queue
+    return message
+
+
+# ── done, or refused ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_message_is_carried_out() -> None:
+    world = failing_world(None)
+
+    world.delivery.deliver(envelope())
+
+    assert world.incident().state is IncidentState.DECIDED
+    assert world.history.rejected == {}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"no json",
+        b"\x00\xff\xfe\x80 binary",
+        b"[1, 2]",
+        json.dumps({**json.loads(FAILED.to_json()), "schema_version": 2}).encode(),
+        json.dumps({**json.loads(FAILED.to_json()), "note": "s3cret-value"}).encode(),
+        json.dumps({"run_id": 1}).encode(),
+    ],
+    ids=["empty", "no json", "binary", "a list", "another schema", "an extra field", "missing fields"],
+)
+@pytest.mark.parametrize("queue", QUEUES)
+def test_what_is_not_understood_is_recorded_without_its_body_and_raised(queue: str, body: bytes) -> None:
+    world = failing_world(None)
+
+    with pytest.raises(InvalidMessageError):
+        world.delivery.deliver(envelope(body, queue))
+
+    (rejected,) = world.history.rejected.values()
+    assert (rejected.queue, rejected.message_id, rejected.at) == (queue, FAILED.message_id, NOW)
+    assert rejected.body_sha256 == hashlib.sha256(body).hexdigest()
+    assert rejected.reason.startswith("not a ")
+    assert "s3cret-value" not in repr(rejected)
+
+
+def test_what_can_never_be_done_is_recorded_and_raised() -> None:
+    world = failing_world(PermanentError("the job's settings are not understood"))
+
+    with pytest.raises(PermanentError):
+        world.delivery.deliver(envelope())
+
+    assert [r.reason for r in world.history.rejected.values()] == ["the job's settings are not understood"]
+    assert world.queues.sent == []
+
+
+@pytest.mark.parametrize(
+    "error", [ConflictError("412"), ConfigurationError("no host"), KeyError("bug"), RecursionError(), MemoryError()]
+)
+def test_lost_races_bugs_and_crashes_are_raised_and_not_put_off(error: BaseException) -> None:
+    world = failing_world(error)
+
+    with pytest.raises(type(error)):
+        world.delivery.deliver(envelope())
+
+    assert world.queues.sent == []
+    assert world.history.rejected == {}
+
+
+def test_a_history_that_cannot_record_a_refusal_does_not_hide_it() -> None:
+    world = failing_world(None)
+    world.history.faults.before["record_rejected"] = [TransientError("tables are down")]
+
+    with pytest.raises(TransientError):
+        world.delivery.deliver(envelope(b"no json"))
+
+
+# ── put off ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_service_that_cannot_answer_makes_the_message_a_later_copy() -> None:
+    world = failing_world(TransientError("503"))
+
+    world.delivery.deliver(envelope())
+
+    copy = only_copy(world)
+    assert copy.body == FAILED.to_json()
+    assert copy.message_id == f"{FAILED.message_id}:defer-1"
+    assert copy.due == NOW + timedelta(seconds=30)
+    assert copy.properties == {DEFERRALS: 1, FIRST_SEEN: NOW.isoformat(), ORIGINAL_ID: FAILED.message_id}
+
+
+def test_the_wait_doubles_up_to_the_cap_and_the_first_time_is_kept() -> None:
+    world = failing_world(None, jitter=lambda: 1.0)
+    world.runs.faults.before["read_facts"] = [TransientError("503") for _ in range(40)]
+    world.delivery.deliver(envelope())
+
+    waits: list[float] = []
+    for n in range(2, 41):
+        copy = world.queues.sent[-1][1]
+        assert copy.due is not None
+        waits.append((copy.due - world.clock()).total_seconds())
+        world.clock.now = copy.due
+        world.delivery.deliver(envelope_of(FAILED_RUNS, copy))
+        assert world.queues.sent[-1][1].message_id == f"{FAILED.message_id}:defer-{n}"
+        assert world.queues.sent[-1][1].properties[FIRST_SEEN] == NOW.isoformat()
+
+    assert waits[:6] == [60, 120, 240, 480, 900, 900]
+    assert set(waits[5:]) == {900}
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.25, 0.999])
+def test_the_wait_is_spread_over_its_upper_half(jitter: float) -> None:
+    world = failing_world(TransientError("503"), jitter=lambda: jitter)
+
+    world.delivery.deliver(envelope(deferrals=3, first_seen=NOW.isoformat()))
+
+    due = only_copy(world).due
+    assert due is not None
+    assert 240 <= (due - NOW).total_seconds() < 480
+
+
+def test_the_id_stays_short_and_distinct_however_often_it_is_put_off() -> None:
+    world = failing_world(TransientError("503"))
+    long_id = "failed:" + "w" * 200
+
+    world.delivery.deliver(Envelope(FAILED_RUNS, FAILED.to_json().encode(), long_id, 1, {DEFERRALS: 11}))
+
+    assert len(only_copy(world).message_id) <= 128
+    assert only_copy(world).properties[ORIGINAL_ID] == long_id
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"),
+    [(5.0, 5.0), (0.0, 0.0), (3600.0, 3600.0), (None, 30.0), (1e12, 86_400.0), (-5.0, 0.0), (float("nan"), 30.0)],
+)
+def test_a_service_that_names_a_time_is_asked_again_then(retry_after: float | None, seconds: float) -> None:
+    """A figure beyond the time after which the message is given up, or one that is no time, is not taken at its word."""
+    world = failing_world(ThrottledError("429", retry_after_seconds=retry_after))
+
+    world.delivery.deliver(envelope())
+
+    assert only_copy(world).due == NOW + timedelta(seconds=seconds)
+
+
+def test_a_copy_that_cannot_be_sent_means_the_message_is_abandoned() -> None:
+    world = failing_world(TransientError("Databricks is down"))
+    world.queues.faults.before["send"] = [TransientError("Service Bus is down")]
+
+    with pytest.raises(TransientError, match="Service Bus"):
+        world.delivery.deliver(envelope())
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {DEFERRALS: "many", FIRST_SEEN: "yesterday"},
+        {DEFERRALS: None, FIRST_SEEN: None},
+        {DEFERRALS: 1, FIRST_SEEN: "2026-11-20T11:00:00"},
+        {FIRST_SEEN: 5, ORIGINAL_ID: ""},
+    ],
+)
+def test_properties_that_make_no_sense_are_ignored(properties: dict[str, object]) -> None:
+    world = failing_world(TransientError("503"))
+
+    world.delivery.deliver(envelope(**properties))
+
+    assert only_copy(world).message_id.startswith(f"{FAILED.message_id}:defer-")
+
+
+# ── given up ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def first_seen(hours: float) -> str:
+    return (NOW - timedelta(hours=hours)).isoformat()
+
+
+def test_after_a_day_the_incident_is_given_to_people() -> None:
+    world = failing_world(TransientError("Databricks does not answer"))
+    world.history.save_incident(build_incident())
+
+    world.delivery.deliver(envelope(deferrals=90, first_seen=first_seen(24.1)))
+    world.deliver_all()
+
+    assert world.incident().state is IncidentState.ESCALATED
+    (mail,) = world.mails.sent
+    assert "Given up after 24 hours: Databricks does not answer" in mail.decision.reason
+
+
+def test_a_failure_after_a_closed_one_is_given_to_people_too() -> None:
+    """The first failure was mailed; after a person's repair it failed again, and could not be read for a day."""
+    world = failing_world(None, diagnosis=ESCALATION)
+    world.delivery.deliver(envelope())
+    world.deliver_all()
+    assert world.incident().state is IncidentState.ESCALATED
+    again = FAILED.model_copy(update={"failure_id": f"{WORKSPACE}:{RUN_ID}:7001"})
+    world.runs.faults.before["read_facts"] = [TransientError("Databricks does not answer")]
+
+    world.delivery.deliver(envelope(again.to_json(), deferrals=90, first_seen=first_seen(25)))
+    world.deliver_all()
+
+    assert [mail.key for mail in world.mails.sent] == [
+        f"{FAILED.failure_id}:escalation",
+        f"{again.failure_id}:escalation",
+    ]
+    assert world.incident().past_failures == (FAILED.failure_id,)
+
+
+def test_a_mail_that_could_not_go_for_a_day_parks_the_incident() -> None:
+    world = failing_world(None, diagnosis=ESCALATION)
+    world.delivery.deliver(envelope())
+    (mail,) = world.queues.take(EMAILS, NOW)
+    world.mails.faults.before["send"] = [TransientError("the e-mail service does not answer")]
+
+    world.delivery.deliver(envelope(mail.body, EMAILS, first_seen=first_seen(25)))
+
+    assert world.incident().state is IncidentState.PARKED
+    assert "e-mail service" in world.incident().ended_why
+
+
+def test_a_pause_is_never_given_up_on() -> None:
+    world = failing_world(None)
+    world.delivery.deliver(envelope())
+    (retry,) = world.queues.take(RETRIES, NOW)
+    world.history.save_pause(Pause(True))
+
+    world.delivery.deliver(envelope(retry.body, RETRIES, deferrals=5000, first_seen=first_seen(24 * 30)))
+
+    (copy,) = world.queues.waiting[RETRIES]
+    assert copy.due == NOW + timedelta(seconds=world.settings.pause_check_seconds)
+    assert world.incident().state is IncidentState.DECIDED
+
+
+# ── an outage ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ONE_HOUR = timedelta(hours=1)
+
+
+def down_until(clock: FakeClock, end: datetime, method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method as it is while its service is down: it raises until the time has come."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if clock() < end:
+            raise TransientError("the service does not answer")
+        return method(*args, **kwargs)
+
+    return call
+
+
+def break_service(world: World, service: str, *, until: datetime) -> None:
+    parts: dict[str, tuple[Any, tuple[str, ...]]] = {
+        "Databricks": (
+            world.runs,
+            ("active_runs", "completed_runs", "read_state", "read_facts", "repair_run", "run_now"),
+        ),
+        "Azure OpenAI": (world.model, ("diagnose",)),
+        "e-mail": (world.mails, ("send", "was_accepted")),
+        "tables": (world.history, ("read_scan", "save_scan", "read_incident", "save_incident", "record", "read_pause")),
+    }
+    part, methods = parts[service]
+    for name in methods:
+        setattr(part, name, down_until(world.clock, until, getattr(part, name)))
+
+
+def world_before_an_outage() -> tuple[World, Callable[[], None]]:
+    """Twelve runs are active; each fails in its own minute. Jobs with an even id need people, others a repair."""
+    clock = FakeClock()
+    runs = FakeJobRuns(clock=clock)
+    world = build_world(runs=runs, clock=clock, jitter=lambda: 0.5)
+    for run_id in range(1, 13):
+        runs.put(build_run_facts(run=build_run_state(run_id=run_id, job_id=run_id), job=build_job_facts(job_id=run_id)))
+        runs.put_running(runs.read_state(WORKSPACE, run_id))
+    world.agent.find_failures()
+    real_find = runs.finish
+    waiting = list(range(1, 13))
+
+    def environment() -> None:
+        repaired = {repair.run_id for repair in runs.repairs}
+        for run_id in waiting[:1]:
+            real_find(run_id, succeeded=False)
+            waiting.remove(run_id)
+        for run_id in repaired:
+            if runs.state_of(run_id).is_active:
+                runs.end(run_id)
+
+    return world, environment

@@ -440,7 +440,7 @@ class DatabricksAgent:
         the same frozen repair id, a run-now the same token.
         """
         attempt = incident.attempts[-1]
-        parameters = {**run.job_parameters, **parameters_of(decision.changes)}
+        parameters = {**run.job_parameters, **parameters_of(decision.setting_changes)}
         try:
             if attempt.kind is AttemptKind.REPAIR:
                 try:

@@ -9,6 +9,8 @@
 | `<prefix>state` | `safeguards` | workspace | what keeps failures from becoming too many retries |
 | `<prefix>state` | `mail-book` | workspace | what was mailed |
 | `<prefix>state` | `lease:` + workspace | job id, 20 digits | the job's latest lease |
+| `<prefix>state` | `experience:` + workspace | fingerprint | what worked before for a cause, and the model's answer |
+| `<prefix>state` | `token-meter` | day | tokens that the model was asked with |
 | `<prefix>state` | `agent` | `pause` | whether all actions are stopped |
 | `<prefix>state` | `rejected` | hash of queue, message id and body hash | a message that was not understood |
 
@@ -45,6 +47,7 @@ from shared.errors import (
 )
 from shared.mail_groups import MailBook
 from shared.settings import Settings
+from shared.triage.experience import Experience, TokenMeter
 from shared.triage.safeguards import Safeguards
 
 if TYPE_CHECKING:
@@ -70,6 +73,8 @@ _SCAN = TypeAdapter(ScanState)
 _SAFEGUARDS = TypeAdapter(Safeguards)
 _MAIL_BOOK = TypeAdapter(MailBook)
 _LEASE = TypeAdapter(Lease)
+_EXPERIENCE = TypeAdapter(Experience)
+_TOKEN_METER = TypeAdapter(TokenMeter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,8 @@ class InMemoryDecisionHistory:
         self._safeguards: dict[str, Safeguards] = {}
         self._mail_books: dict[str, MailBook] = {}
         self._leases: dict[tuple[str, int], Lease] = {}
+        self._experience: dict[tuple[str, str], Experience] = {}
+        self._token_meters: dict[str, TokenMeter] = {}
         self._events: dict[tuple[str, int, datetime, str], Event] = {}
         self._pause = Pause(paused=False)
 
@@ -119,7 +126,9 @@ class InMemoryDecisionHistory:
     def save_incident(self, incident: Incident) -> Incident:
         return self._save(self._incidents, (incident.workspace, incident.run_id), incident)
 
-    def _save[K, T: (Incident, Safeguards, MailBook, Lease)](self, rows: dict[K, T], key: K, value: T) -> T:
+    def _save[K, T: (Incident, Safeguards, MailBook, Lease, Experience, TokenMeter)](
+        self, rows: dict[K, T], key: K, value: T
+    ) -> T:
         with self._lock:
             stored = rows.get(key)
             if (stored.etag if stored else "") != value.etag:
@@ -179,6 +188,18 @@ class InMemoryDecisionHistory:
         with self._lock:
             leases = [lease for (of, _), lease in sorted(self._leases.items()) if of == workspace]
         return [lease for lease in leases if lease.state is not LeaseState.CLOSED]
+
+    def read_experience(self, workspace: str, fingerprint: str) -> Experience:
+        return self._experience.get((workspace, fingerprint), Experience(workspace, fingerprint))
+
+    def save_experience(self, known: Experience) -> Experience:
+        return self._save(self._experience, (known.workspace, known.fingerprint), known)
+
+    def read_token_meter(self, day: str) -> TokenMeter:
+        return self._token_meters.get(day, TokenMeter(day))
+
+    def save_token_meter(self, meter: TokenMeter) -> TokenMeter:
+        return self._save(self._token_meters, meter.day, meter)
 
     def read_pause(self) -> Pause:
         return self._pause
@@ -283,6 +304,22 @@ class TableDecisionHistory:
         rows = self._query(STATE, "PartitionKey eq @leases and is_open eq true", leases=f"lease:{workspace}")
         return [unpacked(row, _LEASE) for row in rows]
 
+    def read_experience(self, workspace: str, fingerprint: str) -> Experience:
+        row = self._read(STATE, f"experience:{workspace}", fingerprint)
+        return unpacked(row, _EXPERIENCE) if row else Experience(workspace, fingerprint)
+
+    def save_experience(self, known: Experience) -> Experience:
+        row = packed_row(f"experience:{known.workspace}", known.fingerprint, known, _EXPERIENCE)
+        return self._save(STATE, row, known, lambda stored: unpacked(stored, _EXPERIENCE))
+
+    def read_token_meter(self, day: str) -> TokenMeter:
+        row = self._read(STATE, "token-meter", day)
+        return unpacked(row, _TOKEN_METER) if row else TokenMeter(day)
+
+    def save_token_meter(self, meter: TokenMeter) -> TokenMeter:
+        row = packed_row("token-meter", meter.day, meter, _TOKEN_METER)
+        return self._save(STATE, row, meter, lambda stored: unpacked(stored, _TOKEN_METER))
+
     def read_pause(self) -> Pause:
         row = self._read(STATE, "agent", "pause")
         return value_from(row, _PAUSE) if row else Pause(paused=False)
@@ -315,7 +352,7 @@ class TableDecisionHistory:
         with translated_errors(f"writing {row['RowKey']} of {row['PartitionKey']} in table {table}"):
             self._table(table).upsert_entity(row, UpdateMode.REPLACE)
 
-    def _save[T: (Incident, Safeguards, MailBook, Lease)](
+    def _save[T: (Incident, Safeguards, MailBook, Lease, Experience, TokenMeter)](
         self, table: str, row: Row, value: T, value_of: Callable[[Row], T]
     ) -> T:
         """Insert or replace the value, whose row is given; `value_of` is how a row is read back."""
@@ -382,7 +419,9 @@ class TableDecisionHistory:
             ) from None
 
 
-def own_earlier_write[T: (Incident, Safeguards, MailBook, Lease)](value: T, stored: T | None) -> T:
+def own_earlier_write[T: (Incident, Safeguards, MailBook, Lease, Experience, TokenMeter)](
+    value: T, stored: T | None
+) -> T:
     """The stored value, where a refused write had in truth landed before; else raises ConflictError.
 
     A lost answer makes a client send a write twice, and the second one is refused because of the first (Azure SDK for
@@ -394,7 +433,7 @@ def own_earlier_write[T: (Incident, Safeguards, MailBook, Lease)](value: T, stor
     raise ConflictError(f"{described(value)} was changed by somebody else: read it again")
 
 
-def described(value: Incident | Safeguards | MailBook | Lease) -> str:
+def described(value: Incident | Safeguards | MailBook | Lease | Experience | TokenMeter) -> str:
     match value:
         case Incident():
             return f"the incident of run {value.run_id} in workspace {value.workspace}"
@@ -404,6 +443,10 @@ def described(value: Incident | Safeguards | MailBook | Lease) -> str:
             return f"the state of the safeguards of workspace {value.workspace}"
         case MailBook():
             return f"the mail book of workspace {value.workspace}"
+        case Experience():
+            return f"the experience with cause {value.fingerprint} in workspace {value.workspace}"
+        case TokenMeter():
+            return f"the token meter of {value.day}"
 
 
 def new_row(partition_key: str, row_key: str, **properties: object) -> Row:
@@ -494,7 +537,9 @@ def packed_row[T](partition_key: str, row_key: str, value: T, adapter: TypeAdapt
     return new_row(partition_key, row_key, parts=len(parts), **properties, **binaries)
 
 
-def unpacked[T: (ScanState, Safeguards, MailBook, Lease)](row: Row, adapter: TypeAdapter[T]) -> T:
+def unpacked[T: (ScanState, Safeguards, MailBook, Lease, Experience, TokenMeter)](
+    row: Row, adapter: TypeAdapter[T]
+) -> T:
     try:
         packed = b"".join(row[f"part_{number}"] for number in range(row["parts"]))
         text = zlib.decompress(packed).decode(errors="surrogatepass")

@@ -153,7 +153,8 @@ class MessageDelivery:
         if isinstance(error, PausedError):
             return self._settings.pause_check_seconds
         if isinstance(error, ThrottledError) and error.retry_after_seconds is not None:
-            return error.retry_after_seconds + self._jitter()
+            longest_wait = self._settings.defer_give_up_hours * 3600
+            return min(error.retry_after_seconds, longest_wait) + self._jitter()
         longest = min(self._settings.defer_cap_seconds, self._settings.defer_base_seconds * 2 ** (min(count, 20) - 1))
         return float(longest) * (0.5 + self._jitter() / 2)
 

@@ -16,6 +16,7 @@ from shared.domain import (
     Evidence,
     FailureId,
     RunFacts,
+    SettingChange,
     Symptoms,
     TaskFailure,
 )
@@ -98,10 +99,12 @@ class ErrorDecisionEngine:
             verdict_decision, reason = DecisionKind.SKIP, standing_down.reason
             verdict_rules: tuple[str, ...] = (f"policy.{standing_down.rule}",)
             changes, delay = diagnosis.changes, 0.0
+            setting_changes: tuple[SettingChange, ...] = ()
         else:
             verdict = permit(Proposal(diagnosis, facts, attempts, self.limits, now), jitter=self._jitter())
             verdict_decision, reason, verdict_rules = verdict.decision, verdict.reason, verdict.rules
             changes, delay = verdict.changes, verdict.delay_seconds
+            setting_changes = verdict.setting_changes
         return Decision(
             failure_id=facts.run.failure_id,
             decision=verdict_decision,
@@ -118,6 +121,7 @@ class ErrorDecisionEngine:
             model_used=diagnosis.source == "model",
             latest_repair_id=facts.run.latest_repair_id,
             delay_seconds=delay,
+            setting_changes=setting_changes,
         )
 
     def analyze_and_decide(self, error_message: str, job_context: Mapping[str, Any] | None = None) -> DecisionDict:

@@ -22,6 +22,7 @@ from shared.domain import (
     ScanState,
 )
 from shared.mail_groups import MailBook
+from shared.triage.experience import Experience, TokenMeter
 from shared.triage.safeguards import Safeguards
 
 
@@ -200,6 +201,18 @@ class DecisionHistory(Protocol):
     def open_leases(self, workspace: str) -> list[Lease]:
         """All leases that are not closed."""
         ...
+
+    def read_experience(self, workspace: str, fingerprint: str) -> Experience:
+        """What is known of a cause; a fresh one (etag empty) where nothing is."""
+        ...
+
+    def save_experience(self, known: Experience) -> Experience: ...
+
+    def read_token_meter(self, day: str) -> TokenMeter:
+        """The day's meter; a fresh one (etag empty) where nothing was used."""
+        ...
+
+    def save_token_meter(self, meter: TokenMeter) -> TokenMeter: ...
 
     def read_pause(self) -> Pause: ...
 

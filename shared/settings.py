@@ -34,6 +34,8 @@ class Settings(BaseSettings):
     azure_openai_key: str = Field("", description="Absent = Entra identity.")
     azure_openai_timeout_seconds: int = Field(30, ge=1, description="Longest wait for one answer of the model.")
     azure_openai_max_retries: int = Field(1, ge=0, le=5, description="How often the SDK repeats a call by itself.")
+    ai_tokens_per_day: int = Field(1_000_000, ge=0, description="Then rules decide alone until midnight UTC.")
+    ai_window_minutes: float = Field(60, gt=0, description="The model is asked once per cause and window.")
     ai_mode: Literal["always", "unsure", "never"] = Field("unsure", description="When the model is asked.")
 
     # E-mail

@@ -148,6 +148,10 @@ class FakeJobRuns:
         facts = self._facts.get((run.workspace, run.run_id))
         self.put(replace(facts, run=run) if facts else build_run_facts(run=run))
 
+    def state(self, run_id: int, *, workspace: str = WORKSPACE) -> RunState:
+        """The run as it is. Not a call of the agent: never counted, never made to fail."""
+        return self._known(workspace, run_id).run
+
     def put_running(self, run: RunState) -> None:
         """Like `put_state`, with the run active."""
         self.put_state(_running(run))
@@ -158,7 +162,7 @@ class FakeJobRuns:
 
     def finish(self, run_id: int, *, succeeded: bool, workspace: str = WORKSPACE) -> RunState:
         """End an active run, and its latest repair, now."""
-        run = self.read_state(workspace, run_id)
+        run = self.state(run_id, workspace=workspace)
         result = "SUCCESS" if succeeded else "FAILED"
         repairs = (*run.repairs[:-1], replace(run.repairs[-1], result_state=result)) if run.repairs else ()
         ended = replace(

@@ -1,95 +1,60 @@
-"""What a retry may change, and to what: typed, bounded and reversible. Pure.
+"""Settled changes of a retry: what they send with the repair, what they cost, how the job is edited and put back. Pure.
 
-`plan` settles the changes that a diagnosis asks for on the job as it is, or says why they need a person. A plan that
-edits the job is a lease: `update_body` makes the edit, `restore_body` puts back what is still ours once the repair has
-ended. Job parameters and the performance target are sent with the repair alone.
+A change that edits the job is part of a lease: `update_body` makes the edit, `restore_body` puts back what is still
+ours once the repair has ended. Job parameters and the performance target are sent with the repair alone.
 """
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from shared.domain import Change, ChangeKind, ComputeKind, Json, NodeType, RunFacts, SettingChange, TaskFailure
-from shared.errors import PermanentError
-from shared.triage import node_choice, spark_settings
+from shared.domain import Change, Json, SettingChange
 
-SMALLER = ("batch", "chunk", "parallel", "concurren", "threads", "workers", "page_size", "fetch")
-LONGER = ("timeout", "wait", "deadline")
-HIGHEST_TIMEOUT_SECONDS = 86_400
-
-MORE_WORKERS = 1.5
-ON_DEMAND_PRICE = 2.0
-"""On-demand machines against spot ones, roughly: Azure gives no fixed discount (it names up to 90 % of the machine)."""
-PERFORMANCE_OPTIMIZED_PRICE = 2.0
-"""Serverless, against STANDARD: "more DBUs for the same work" (Azure Databricks, "performance modes"); assumed."""
-
-PERFORMANCE_OPTIMIZED = "PERFORMANCE_OPTIMIZED"
+KEYS = {"tasks": "task_key", "job_clusters": "job_cluster_key"}
+"""Arrays of a job's settings whose entries jobs/update merges by a key."""
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeBounds:
-    """How far the operator lets a retry go.
+class JobEdit:
+    """What jobs/update is to be sent. Of `tasks` and `job_clusters` the entries that change, whole and raw, no others."""
 
-    `max_cost_factor` bounds the price of one cluster for the same time against what the job pays otherwise.
-    `allowed_spark_conf` names the Spark settings that may be changed, each with its furthest value.
-    """
-
-    max_node_memory_gb: float = 256
-    max_workers: int = 32
-    max_timeout_hours: float = 24
-    max_cost_factor: float = 4
-    allowed_spark_conf: Mapping[str, str] = field(default_factory=lambda: dict(spark_settings.FURTHEST))
+    new_settings: Json
+    fields_to_remove: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class CannotChange:
-    """Why the changes need a person: one sentence, with the suggestion where there is one."""
-
-    reason: str
+def edits_job(changes: Iterable[SettingChange]) -> bool:
+    """Whether the job itself is edited, so that a lease is needed."""
+    return any(change.edits_job for change in changes)
 
 
-@dataclass(frozen=True, slots=True)
-class ChangePlan:
-    """The changes as they will be made, in the order in which they are made."""
+def parameters_of(changes: Iterable[SettingChange]) -> Mapping[str, str]:
+    """Job parameters by name, to be sent with the repair."""
+    parameters = (change for change in changes if change.target.startswith("parameter:"))
+    return {change.target.removeprefix("parameter:"): change.new for change in parameters}
 
-    changes: tuple[SettingChange, ...]
 
-    @property
-    def edits_job(self) -> bool:
-        """Whether the job itself is edited, so that a lease is needed."""
-        return any(change.edits_job for change in self.changes)
+def performance_target(changes: Iterable[SettingChange]) -> str | None:
+    """To be sent with the repair; None = as the job has it."""
+    return next((str(change.new) for change in changes if change.target == "repair"), None)
 
-    @property
-    def parameters(self) -> Mapping[str, str]:
-        """Job parameters by name, for the repair."""
-        parameters = (change for change in self.changes if change.target.startswith("parameter:"))
-        return {change.target.removeprefix("parameter:"): change.new for change in parameters}
 
-    @property
-    def performance_target(self) -> str | None:
-        """For the repair; None = as the job has it."""
-        return next((str(change.new) for change in self.changes if change.target == "repair"), None)
+def cost_factor(changes: Sequence[SettingChange]) -> float:
+    """Price of the compute for the same time against now: of one cluster; of several, that of the dearest."""
+    targets = {change.target for change in changes}
+    factors = (math.prod(change.cost_factor for change in changes if change.target == target) for target in targets)
+    return max(factors, default=1.0)
 
-    @property
-    def cost_factor(self) -> float:
-        """Price of the compute for the same time against now: of one cluster; of several, that of the dearest."""
-        targets = {change.target for change in self.changes}
-        return max(
-            (math.prod(change.cost_factor for change in self.changes if change.target == target) for target in targets),
-            default=1.0,
-        )
 
-    @property
-    def settled(self) -> tuple[Change, ...]:
-        """The changes asked for; those of parameters and Spark settings with the value they get."""
-        return tuple(dict.fromkeys(change.change for change in self.changes))
+def asked_for(changes: Iterable[SettingChange]) -> tuple[Change, ...]:
+    """The changes that were asked for; those of parameters and Spark settings with the value that they get."""
+    return tuple(dict.fromkeys(change.change for change in changes))
 
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """One line a change, for people."""
-        return tuple(map(described, self.changes))
+
+def suggested(changes: tuple[Change, ...]) -> dict[str, str] | None:
+    """The changes as a flat dict for people and programs: `{"worker_memory_up": "", "param:batch_size": "500"}`."""
+    return {change.word: change.value or "" for change in changes} or None
 
 
 def described(change: SettingChange) -> str:
@@ -97,501 +62,102 @@ def described(change: SettingChange) -> str:
     setting = f" {change.path[-1]}" if change.path else ""
     old = "not set" if change.old is None else change.old
     price = "" if math.isclose(change.cost_factor, 1) else f", about {change.cost_factor:.2g} times the price"
-    return f"{_place(change.target)}:{setting} {old} → {change.new}{price}. {change.why}"
+    return f"{place_of(change.target)}:{setting} {old} → {change.new}{price}. {change.why}"
 
 
-def plan(
-    changes: Sequence[Change], facts: RunFacts, bounds: ChangeBounds, *, tried: Sequence[str] = ()
-) -> ChangePlan | CannotChange:
-    """The values that a retry with these changes would use.
+def place_of(target: str) -> str:
+    """`job cluster main`, `task load`, `job`, `parameter batch_size`, `repair`."""
+    return target.replace(":", " ", 1).replace("job_cluster", "job cluster", 1)
 
-    `facts.job.settings` must be the job's own: no lease of an earlier attempt open on it. `tried` are the words of
-    changes that earlier attempts made in vain; each takes its change one step further.
-    """
-    if facts.job is None:
-        return CannotChange("The job is gone or cannot be read, so nothing of it can be changed.")
-    if not changes:
-        return CannotChange("It is not known what to change.")
-    draft = _Draft(facts, bounds, facts.job.settings)
-    wanted = {change.word: change for change in changes}
-    try:
-        for word, change in sorted(wanted.items(), key=_order):
-            # A parameter's value is that of the failed run, so it has taken its earlier steps already.
-            steps = 1 if change.kind is ChangeKind.PARAM else 1 + tried.count(word)
-            for _ in range(steps):
-                _take_step(draft, change)
-    except _RefusedError as refused:
-        return CannotChange(refused.reason)
-    settled = ChangePlan(tuple(draft.changes.values()))
-    return _forbidden(settled, facts.job.settings, bounds) or settled
 
+def is_applied(changes: Iterable[SettingChange], settings: Json) -> bool:
+    """Whether the job has all the new values already."""
+    return all(_current(settings, change) == change.new for change in changes if change.edits_job)
 
-def _order(wanted: tuple[str, Change]) -> int:
-    """Another machine first, and the driver before the workers: a driver without a type of its own follows theirs."""
-    first = (ChangeKind.OTHER_NODE_TYPE, ChangeKind.DRIVER_MEMORY_UP)
-    kind = wanted[1].kind
-    return first.index(kind) if kind in first else len(first)
 
+def update_body(changes: Iterable[SettingChange], settings: Json) -> JobEdit | None:
+    """The edit that gives the job the new values.
 
-def _forbidden(settled: ChangePlan, settings: Json, bounds: ChangeBounds) -> CannotChange | None:
-    if settled.edits_job:
-        if (settings.get("deployment") or {}).get("kind") == "BUNDLE" or settings.get("edit_mode") == "UI_LOCKED":
-            return CannotChange(
-                "The job is deployed from a bundle: change it there, an edit here would be overwritten."
-            )
-        if (settings.get("git_source") or {}).get("job_source"):
-            return CannotChange("The job's definition is kept in a Git repository: change it there.")
-    if settled.cost_factor > bounds.max_cost_factor:
-        return CannotChange(
-            f"It would make the compute about {settled.cost_factor:.2g} times as expensive;"
-            f" at most {bounds.max_cost_factor:g} times is allowed."
-        )
-    return None
-
-
-class _RefusedError(Exception):
-    """A change needs a person; never leaves this module."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-def _refuse(reason: str) -> NoReturn:
-    raise _RefusedError(reason)
-
-
-@dataclass(frozen=True, slots=True)
-class _Cluster:
-    """A cluster that the job defines: its place in the settings and its specification there."""
-
-    target: str
-    path: tuple[str, ...]
-    spec: Json
-
-    @property
-    def place(self) -> str:
-        return _place(self.target)
-
-    @property
-    def has_workers(self) -> bool:
-        return bool(self.spec.get("autoscale") or self.spec.get("num_workers"))
-
-
-class _Draft:
-    """The job's settings as they are with the changes so far, and these changes."""
-
-    def __init__(self, facts: RunFacts, bounds: ChangeBounds, settings: Json) -> None:
-        self.facts = facts
-        self.bounds = bounds
-        self.settings = copy.deepcopy(settings)
-        self.changes: dict[tuple[str, tuple[str, ...]], SettingChange] = {}
-        self._node_types = {node_type.node_type_id: node_type for node_type in facts.node_types}
-
-    def edit_cluster(self, cluster: _Cluster, change: Change, path: tuple[str, ...], new: Any, why: str) -> None:  # noqa: ANN401
-        """Change one value of a cluster."""
-        if cluster.spec.get("policy_id"):
-            why = f"{why} A cluster policy applies and may refuse it."
-        price = self._price(cluster.spec)
-        whole_path = (*cluster.path, *path)
-        old = _value_at(cluster.spec, path)
-        _put(cluster.spec, path, new)
-        self.add(SettingChange(change, cluster.target, whole_path, old, new, why, self._price(cluster.spec) / price))
-
-    def edit(self, change: Change, target: str, path: tuple[str, ...], new: Any, why: str) -> None:  # noqa: ANN401
-        """Change one value of the job or of a task that costs nothing by itself."""
-        holder = _holder(self.settings, target)
-        assert holder is not None
-        self.add(SettingChange(change, target, path, _value_at(holder, path), new, why))
-        _put(holder, path, new)
-
-    def add(self, change: SettingChange) -> None:
-        """Note a change; a further step of one value keeps the value that it had at first."""
-        place = (change.target, change.path)
-        if before := self.changes.get(place):
-            change = replace(change, old=before.old, cost_factor=before.cost_factor * change.cost_factor)
-        self.changes[place] = change
-
-    def machine(self, cluster: _Cluster, name: str | None) -> NodeType:
-        """The node type of that name, if it may be exchanged for another."""
-        if cluster.spec.get("instance_pool_id") or cluster.spec.get("driver_instance_pool_id"):
-            _refuse(f"The {cluster.place} takes its machines from a pool: choose another pool for it.")
-        if not name:
-            _refuse(f"The {cluster.place} names no node type (its policy sets it): change the policy or name one.")
-        if not self._node_types:
-            _refuse("The node types of the workspace could not be read, so no other machine can be chosen.")
-        node_type = self._node_types.get(name)
-        if node_type is None:
-            _refuse(f"The {cluster.place} has a node type that the workspace does not list: {name}.")
-        if node_type.num_gpus:
-            _refuse(f"The {cluster.place} has GPU machines ({name}), which are never exchanged: choose one for it.")
-        return node_type
-
-    def bigger(self, cluster: _Cluster, name: str | None, size: str, by: node_choice.Size) -> NodeType:
-        """The next machine with more of what `by` measures and `size` names."""
-        most = self.bounds.max_node_memory_gb
-        machine = self.machine(cluster, name)
-        found = node_choice.bigger(machine, self.facts.node_types, by=by, max_memory_gb=most)
-        if found is None:
-            _refuse(
-                f"The {cluster.place} cannot have more {size} per machine: no {machine.category} type of the"
-                f" workspace is the next after {name} and within {most:g} GB of memory."
-            )
-        return found
-
-    def _price(self, spec: Json) -> float:
-        """Relative price of an hour of the cluster, with all the workers that it may have."""
-        workers = spec.get("num_workers") or 0
-        if autoscale := spec.get("autoscale"):
-            workers = autoscale.get("max_workers") or 0
-        worker = spec.get("node_type_id")
-        machines = self._price_of(spec.get("driver_node_type_id") or worker) + workers * self._price_of(worker)
-        return machines if _is_spot(spec) else machines * ON_DEMAND_PRICE
-
-    def _price_of(self, name: str | None) -> float:
-        node_type = self._node_types.get(name or "")
-        return node_choice.price(node_type) if node_type else 1.0
-
-
-def _take_step(draft: _Draft, change: Change) -> None:
-    match change.kind:
-        case ChangeKind.PARAM:
-            _change_parameter(draft, change)
-        case ChangeKind.TIMEOUT_UP:
-            _raise_timeout(draft, change)
-        case ChangeKind.SERVERLESS_MEMORY_UP:
-            _refuse(
-                "Memory of serverless compute cannot be set by the API: set the notebook's environment to high"
-                " memory, or move the task to a job cluster."
-            )
-        case kind:
-            for cluster in _clusters_of_failed_tasks(draft):
-                CLUSTER_STEPS[kind](draft, cluster, change)
-
-
-# ── which cluster ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _clusters_of_failed_tasks(draft: _Draft) -> list[_Cluster]:
-    """Each cluster once, in the order in which the tasks failed."""
-    found = [_cluster_of(failure, draft.settings) for failure in draft.facts.failures if failure.task_key]
-    if not found:
-        _refuse("It is not known which task failed, so neither which cluster to change.")
-    return list({cluster.target: cluster for cluster in found}.values())
-
-
-NO_CLUSTER = {
-    ComputeKind.SERVERLESS: "Task {} runs on serverless compute, which has no such setting.",
-    ComputeKind.SQL_WAREHOUSE: "Task {} runs on a SQL warehouse that others use too: resize the warehouse.",
-    ComputeKind.PIPELINE: "Task {} is a pipeline: change the compute in the pipeline's own settings.",
-}
-
-
-def _cluster_of(failure: TaskFailure, settings: Json) -> _Cluster:
-    key = failure.task_key
-    entry = _entry(settings, "tasks", key)
-    if entry is None:
-        _refuse(f"Task {key} is no longer part of the job.")
-    path: tuple[str, ...] = ("for_each_task", "task") if entry.get("for_each_task") else ()
-    task = _value_at(entry, path) or {}
-    if task.get("new_cluster"):
-        return _Cluster(f"task:{key}", (*path, "new_cluster"), task["new_cluster"])
-    shared = _entry(settings, "job_clusters", task.get("job_cluster_key"))
-    if shared and shared.get("new_cluster"):
-        return _Cluster(f"job_cluster:{task['job_cluster_key']}", ("new_cluster",), shared["new_cluster"])
-    if task.get("existing_cluster_id"):
-        _refuse(
-            f"Task {key} runs on an all-purpose cluster that others use too: change the cluster or give the task"
-            " a job cluster."
-        )
-    _refuse(NO_CLUSTER.get(failure.compute, "Task {} has no cluster in the job's settings.").format(key))
-
-
-# ── what is changed ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _raise_worker_memory(draft: _Draft, cluster: _Cluster, change: Change) -> None:
-    if not cluster.has_workers:
-        _raise_driver_memory(draft, cluster, change)
-        return
-    found = draft.bigger(cluster, cluster.spec.get("node_type_id"), "memory", node_choice.memory)
-    why = f"The workers ran out of memory; this machine has {found.memory_mb / 1024:g} GB."
-    draft.edit_cluster(cluster, change, ("node_type_id",), found.node_type_id, why)
-
-
-def _raise_driver_memory(draft: _Draft, cluster: _Cluster, change: Change) -> None:
-    own = cluster.spec.get("driver_node_type_id")
-    found = draft.bigger(cluster, own or cluster.spec.get("node_type_id"), "memory", node_choice.memory)
-    setting = "driver_node_type_id" if own or cluster.has_workers else "node_type_id"
-    why = f"The driver ran out of memory; this machine has {found.memory_mb / 1024:g} GB."
-    draft.edit_cluster(cluster, change, (setting,), found.node_type_id, why)
-
-
-def _add_disk(draft: _Draft, cluster: _Cluster, change: Change) -> None:
-    if cluster.spec.get("instance_pool_id"):
-        _refuse(f"The {cluster.place} takes its machines from a pool: the pool settles their disks.")
-    if not cluster.spec.get("enable_elastic_disk"):
-        why = "The disks were full; Databricks now adds more as they fill up."
-        draft.edit_cluster(cluster, change, ("enable_elastic_disk",), True, why)
-        return
-    found = draft.bigger(cluster, cluster.spec.get("node_type_id"), "local disk", node_choice.local_disk)
-    why = f"The disks were full; this machine has {found.local_disk_gb} GB of local disk."
-    draft.edit_cluster(cluster, change, ("node_type_id",), found.node_type_id, why)
-
-
-def _add_workers(draft: _Draft, cluster: _Cluster, change: Change) -> None:
-    if cluster.spec.get("instance_pool_id"):
-        _refuse(f"The {cluster.place} takes its machines from a pool, which may not have more: a person must look.")
-    if not cluster.has_workers:
-        _refuse(f"The {cluster.place} has a single machine: give it workers, or a bigger machine.")
-    path = ("autoscale", "max_workers") if cluster.spec.get("autoscale") else ("num_workers",)
-    current = _value_at(cluster.spec, path) or 0
-    wanted = min(math.ceil(current * MORE_WORKERS), draft.bounds.max_workers)
-    if wanted <= current:
-        _refuse(f"The {cluster.place} has {current} workers; at most {draft.bounds.max_workers} are allowed.")
-    draft.edit_cluster(cluster, change, path, wanted, "The work was too much for the workers there were.")
-
-
-def _use_other_machine(draft: _Draft, cluster: _Cluster, change: Change) -> None:
-    """The driver too where it has a type of its own: which of the two was out of stock is not known for certain."""
-    for setting in ("node_type_id", "driver_node_type_id"):
-        name = cluster.spec.get(setting)
-        if setting == "driver_node_type_id" and not name:
-            continue
-        machine = draft.machine(cluster, name)
-        earlier = draft.changes.get((cluster.target, (*cluster.path, setting)))
-        not_again = {machine.node_type_id} | ({earlier.old} if earlier else set())
-        most = draft.bounds.max_node_memory_gb
-        found = node_choice.other(machine, draft.facts.node_types, not_again=not_again, max_memory_gb=most)
-        if found is None:
-            _refuse(f"The {cluster.place} cannot have another machine: the workspace has none like {name}.")
-        why = f"{name} could not be had; this machine is of about the same size."
-        draft.edit_cluster(cluster, change, (setting,), found.node_type_id, why)
-
-
-def _use_on_demand(draft: _Draft, cluster: _Cluster, change: Change) -> None:
-    if cluster.spec.get("instance_pool_id"):
-        _refuse(f"The {cluster.place} takes its machines from a pool: the pool settles whether they are spot machines.")
-    if cluster.spec.get("aws_attributes") or cluster.spec.get("gcp_attributes"):
-        _refuse(f"The {cluster.place} is not on Azure: set its availability to on-demand.")
-    if not _is_spot(cluster.spec):
-        _refuse(f"The {cluster.place} does not use spot machines, as far as its settings say.")
-    why = "Spot machines were taken away; on-demand machines are not."
-    path = ("azure_attributes", "availability")
-    draft.edit_cluster(cluster, change, path, "ON_DEMAND_AZURE", why)
-    first = ("azure_attributes", "first_on_demand")
-    if _value_at(cluster.spec, first) == 0:
-        draft.edit_cluster(cluster, change, first, 1, "The driver is on an on-demand machine as well.")
-
-
-def _is_spot(spec: Json) -> bool:
-    """SPOT_AZURE or SPOT_WITH_FALLBACK_AZURE; without a word about it Azure Databricks uses on-demand machines."""
-    return str((spec.get("azure_attributes") or {}).get("availability")).startswith("SPOT")
-
-
-def _set_spark_conf(draft: _Draft, cluster: _Cluster, change: Change) -> None:
-    name = change.name
-    furthest = draft.bounds.allowed_spark_conf.get(name)
-    if furthest is None:
-        _refuse(f"The Spark setting {name} is not one that is changed by itself.")
-    conf = cluster.spec.get("spark_conf")
-    current = None if not conf or conf.get(name) is None else str(conf[name])
-    value = spark_settings.next_value(name, current, furthest)
-    if value is None:
-        _refuse(
-            f"The Spark setting {name} of the {cluster.place} is {current or 'not set'}: there is no next value"
-            f" within {furthest}."
-        )
-    settled = replace(change, value=value)
-    why = "The value there was did not do for this run."
-    if conf == {}:  # so that it is an empty object again afterwards, and not gone
-        draft.edit_cluster(cluster, settled, ("spark_conf",), {name: value}, why)
-    else:
-        draft.edit_cluster(cluster, settled, ("spark_conf", name), value, why)
-
-
-CLUSTER_STEPS: Mapping[ChangeKind, Callable[[_Draft, _Cluster, Change], None]] = {
-    ChangeKind.WORKER_MEMORY_UP: _raise_worker_memory,
-    ChangeKind.DRIVER_MEMORY_UP: _raise_driver_memory,
-    ChangeKind.MORE_DISK: _add_disk,
-    ChangeKind.MORE_WORKERS: _add_workers,
-    ChangeKind.OTHER_NODE_TYPE: _use_other_machine,
-    ChangeKind.AVAILABILITY_ON_DEMAND: _use_on_demand,
-    ChangeKind.SPARK_CONF: _set_spark_conf,
-}
-
-
-def _raise_timeout(draft: _Draft, change: Change) -> None:
-    """That of each task that timed out and has one; else, or where it would be hit next, that of the job."""
-    failures = draft.facts.failures
-    timed_out = [failure for failure in failures if failure.symptoms.result_state == "TIMEDOUT"] or failures
-    longest = 0
-    for key in {failure.task_key: None for failure in timed_out}:
-        task = _entry(draft.settings, "tasks", key)
-        if task and task.get("timeout_seconds"):
-            longest = max(longest, _longer(draft, change, f"task:{key}", task["timeout_seconds"]))
-    of_job = draft.settings.get("timeout_seconds") or 0
-    if of_job and of_job < (longest or math.inf):
-        _longer(draft, change, "job", of_job, at_least=longest)
-    elif not longest:
-        _optimise_performance(draft, change, timed_out)
-
-
-def _longer(draft: _Draft, change: Change, target: str, current: int, *, at_least: int = 0) -> int:
-    most = int(draft.bounds.max_timeout_hours * 3600)
-    wanted = min(max(current * 2, at_least), most)
-    if wanted <= current:
-        _refuse(f"The timeout of the {_place(target)} is {current} s already; at most {most} s are allowed.")
-    why = "It ran into its timeout; this is the price of a run that hangs, at most."
-    draft.edit(change, target, ("timeout_seconds",), wanted, why)
-    return wanted
-
-
-def _optimise_performance(draft: _Draft, change: Change, timed_out: Iterable[TaskFailure]) -> None:
-    """Of serverless compute: without a timeout in the job's settings, only a faster start and more compute help."""
-    current = draft.settings.get("performance_target")
-    done = ("repair", ("performance_target",)) in draft.changes
-    if current != "STANDARD" or done or any(failure.compute is not ComputeKind.SERVERLESS for failure in timed_out):
-        _refuse("Neither the job nor the task has a timeout in its settings: the time limit is elsewhere.")
-    why = "Serverless compute in standard mode starts after minutes and grows slowly."
-    draft.add(
-        SettingChange(
-            change,
-            "repair",
-            ("performance_target",),
-            current,
-            PERFORMANCE_OPTIMIZED,
-            why,
-            PERFORMANCE_OPTIMIZED_PRICE,
-        )
-    )
-
-
-def _change_parameter(draft: _Draft, change: Change) -> None:
-    """A declared job parameter with its next value: sizes and parallelism halve, waits double."""
-    job, run = draft.facts.job, draft.facts.run
-    if job is None or change.name not in job.declared_parameters:
-        _refuse(f"The job declares no parameter {change.name}.")
-    current = run.job_parameters.get(change.name, job.declared_parameters[change.name])
-    value = next_value(change.name, current)
-    if value is None:
-        _refuse(f"The parameter {change.name} is {current!r}: there is no next value to try.")
-    why = "The value of the failed run did not do."
-    draft.add(SettingChange(replace(change, value=value), f"parameter:{change.name}", (), current, value, why))
-
-
-def next_value(name: str, current: str) -> str | None:
-    """The value to try next, or None where there is none to try (not a number, or already at the bound)."""
-    try:
-        number = int(current)
-    except ValueError:
-        return None
-    lowered = name.lower()
-    if any(word in lowered for word in LONGER):
-        longer = min(number * 2, HIGHEST_TIMEOUT_SECONDS)
-        return str(longer) if longer > number > 0 else None
-    if any(word in lowered for word in SMALLER):
-        return str(number // 2) if number >= 2 else None
-    return None
-
-
-# ── editing the job and putting it back ─────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class Restoration:
-    """What jobs/update must do to put a job back, and the changes of ours that somebody changed meanwhile."""
-
-    new_settings: Json
-    fields_to_remove: tuple[str, ...]
-    changed_by_others: tuple[SettingChange, ...]
-
-    @property
-    def is_needed(self) -> bool:
-        """Whether there is anything to put back."""
-        return bool(self.new_settings or self.fields_to_remove)
-
-
-def update_body(plan: ChangePlan, settings: Json) -> Json:
-    """The `new_settings` of jobs/update: only what changes; of tasks and job clusters the whole raw entries.
-
-    jobs/update replaces top-level fields and, in these arrays, entries of the same key as a whole. Raises PermanentError
-    where a value is neither the one that the plan was made on nor already the planned one.
+    None where a value is neither the old nor the new one: somebody changed the job since the decision.
     """
     edited = copy.deepcopy(settings)
-    leased = [change for change in plan.changes if change.edits_job]
-    for change in leased:
-        holder = _holder(edited, change.target)
-        current = None if holder is None else _value_at(holder, change.path)
-        if holder is None or current not in (change.old, change.new):
-            raise PermanentError(
-                f"{_place(change.target)}: {'.'.join(change.path)} is {current!r} and no longer {change.old!r}:"
-                " somebody changed the job since the decision"
-            )
-        _put(holder, change.path, change.new)
-    return _body(leased, edited)[0]
+    ours = [change for change in changes if change.edits_job]
+    for change in ours:
+        holder = holder_of(edited, change.target)
+        if holder is None or value_at(holder, change.path) not in (change.old, change.new):
+            return None
+        put(holder, change.path, change.new)
+    return _edit(ours, edited)
 
 
-def restore_body(changes: Sequence[SettingChange], settings_now: Json) -> Restoration:
-    """How to put back the values that are still ours; what has its old value again is left alone."""
+def restore_body(
+    changes: Sequence[SettingChange], settings_now: Json
+) -> tuple[JobEdit | None, tuple[SettingChange, ...]]:
+    """The edit that puts back what is still ours (None = nothing), and what somebody else changed meanwhile.
+
+    A value that is the old one again is neither.
+    """
     restored = copy.deepcopy(settings_now)
-    ours, theirs = [], []
+    ours: list[SettingChange] = []
+    theirs: list[SettingChange] = []
     for change in reversed([change for change in changes if change.edits_job]):
-        holder = _holder(restored, change.target)
-        current = None if holder is None else _value_at(holder, change.path)
+        current = _current(restored, change)
+        holder = holder_of(restored, change.target)
         if holder is not None and current == change.new:
-            _put(holder, change.path, change.old)
-            ours.append(change)
+            put(holder, change.path, change.old)
+            ours.insert(0, change)
         elif holder is None or current != change.old:
-            theirs.append(change)
-    new_settings, fields_to_remove = _body(ours[::-1], restored)
-    return Restoration(new_settings, fields_to_remove, tuple(theirs[::-1]))
+            theirs.insert(0, change)
+    return _edit(ours, restored) if ours else None, tuple(theirs)
 
 
-def _body(changes: Iterable[SettingChange], edited: Json) -> tuple[Json, tuple[str, ...]]:
-    """What of the edited settings must be sent for these changes, and the top-level fields that are gone from them."""
+def _edit(changes: Iterable[SettingChange], edited: Json) -> JobEdit:
+    """What of the edited settings must be sent for these changes."""
     body: Json = {}
-    removed = []
-    for target, name in {(change.target, change.path[0]): None for change in changes}:
-        if target == "job":
-            if name in edited:
-                body[name] = edited[name]
-            else:
-                removed.append(name)
-            continue
-        array = "tasks" if target.startswith("task:") else "job_clusters"
-        entries = body.setdefault(array, [])
-        entry = _holder(edited, target)
-        if entry not in entries:
-            entries.append(entry)
-    return body, tuple(removed)
+    removed: list[str] = []
+    for target, field in dict.fromkeys((change.target, change.path[0]) for change in changes):
+        if target != "job":
+            entries = body.setdefault(_array_of(target), [])
+            entry = holder_of(edited, target)
+            if entry not in entries:
+                entries.append(entry)
+        elif field in edited:
+            body[field] = edited[field]
+        else:
+            removed.append(field)
+    return JobEdit(body, tuple(removed))
 
 
-KEYS = {"tasks": "task_key", "job_clusters": "job_cluster_key"}
+def _current(settings: Json, change: SettingChange) -> Any:  # noqa: ANN401 - anything that JSON may hold
+    holder = holder_of(settings, change.target)
+    return None if holder is None else value_at(holder, change.path)
 
 
-def _entry(settings: Json, array: str, key: str | None) -> Json | None:
+def entry_of(settings: Json, array: str, key: str | None) -> Json | None:
+    """The task or the job cluster of that key; None if there is none."""
     found = (entry for entry in settings.get(array) or () if key and entry.get(KEYS[array]) == key)
     return next(found, None)
 
 
-def _holder(settings: Json, target: str) -> Json | None:
-    """The object in the settings that a target of a change stands for; None if it is gone."""
-    kind, _, key = target.partition(":")
-    if kind == "job":
-        return settings
-    return _entry(settings, "tasks" if kind == "task" else "job_clusters", key)
+def holder_of(settings: Json, target: str) -> Json | None:
+    """The object in the settings that the target of a change stands for; None if it is gone."""
+    return settings if target == "job" else entry_of(settings, _array_of(target), target.partition(":")[2])
 
 
-def _value_at(holder: Json, path: tuple[str, ...]) -> Any:  # noqa: ANN401 - anything that JSON may hold
+def _array_of(target: str) -> str:
+    return "tasks" if target.startswith("task:") else "job_clusters"
+
+
+def value_at(holder: Json, path: tuple[str, ...]) -> Any:  # noqa: ANN401 - anything that JSON may hold
+    """The value that the path leads to; None if there is none."""
     value: Any = holder
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
     return value
 
 
-def _put(holder: Json, path: tuple[str, ...], value: Any) -> None:  # noqa: ANN401 - anything that JSON may hold
-    """Set a value; None removes it, and the objects above it that are empty without it."""
+def put(holder: Json, path: tuple[str, ...], value: Any) -> None:  # noqa: ANN401 - anything that JSON may hold
+    """Set the value that the path leads to; None removes it, and the objects around it that are empty without it."""
     inner = holder
     for name in path[:-1]:
         inner = inner.setdefault(name, {})
@@ -600,19 +166,4 @@ def _put(holder: Json, path: tuple[str, ...], value: Any) -> None:  # noqa: ANN4
         return
     inner.pop(path[-1], None)
     if not inner and len(path) > 1:
-        _put(holder, path[:-1], None)
-
-
-def _place(target: str) -> str:
-    """`job cluster main`, `task load`, `job`, `parameter batch_size`, `repair`."""
-    return target.replace(":", " ", 1).replace("job_cluster", "job cluster", 1)
-
-
-def parameters_of(changes: tuple[Change, ...]) -> Mapping[str, str]:
-    """Job parameters by name, of those changes that are job parameters."""
-    return {c.name: c.value for c in changes if c.kind is ChangeKind.PARAM and c.value is not None}
-
-
-def suggested(changes: tuple[Change, ...]) -> dict[str, str] | None:
-    """The changes as a flat dict for people and programs: `{"worker_memory_up": "", "param:batch_size": "500"}`."""
-    return {change.word: change.value or "" for change in changes} or None
+        put(holder, path[:-1], None)

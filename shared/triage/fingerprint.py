@@ -67,7 +67,8 @@ _VARIABLE = re.compile(
     r"|(?P<marker>\[redacted:[a-z\-]{1,30}\](?::\d+)?)"
     r"|(?P<id>\b\d{4}-\d{6}-[a-z0-9]{8}\b|part-\d{3,6}[\w.\-]{0,120}"
     r"|(?<![0-9a-fA-F])[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}(?![0-9a-fA-F])"
-    r"|(?i:request|trace|activity|correlation|operation|query|session|statement|group)[ _\-]?(?i:id)[\"']?\s?[:=]\s?[\"']?[\w.\-]{1,80}"
+    r"|(?i:request|trace|activity|correlation|operation|query|session|statement|group)"
+    r"[ _\-]?(?i:id)[\"']?\s?[:=]\s?[\"']?[\w.\-]{1,80}"
     r"|\b(?=[a-f\-]{0,40}\d)[0-9a-f]{2,40}(?:-[0-9a-f]{2,40}){1,8}\b|\b0x[0-9a-fA-F]{2,16}\b|@[0-9a-f]{5,16}\b|#\d+\w?"
     r"|\b(?=[a-f]{0,40}\d)[0-9a-f]{6,64}\b|\b\d[0-9]{0,8}[a-f][0-9a-f]{1,8}\b)"
     r"|(?P<number>(?<![A-Za-z_\d])-?\d+(?:[.,:/\-T]\d+)*(?:[eE][+\-]?\d+)?"
@@ -193,7 +194,7 @@ def _names_something(cause: str) -> bool:
 
 
 def _what_it_was_about(evidence: Evidence, cause: str) -> list[str]:
-    """What makes two causes of the same general words differ: the remote service called, the table or path worked on."""
+    """What makes two causes of the same general words differ: the remote service, the table or the path."""
     lines = [line for line in _lines_near(evidence.text.split("\n"), cause) if not _IS_FRAME_OR_RECORD.match(line)]
     about = [normalise(found.group(1)) for line in lines for found in _OBJECT.finditer(line[:_MATCHED_LENGTH])]
     if len(_WORD.findall(cause)) <= _FEW_WORDS and _REMOTE.search(cause):

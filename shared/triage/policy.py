@@ -6,11 +6,12 @@ Neither knows the mode: a mode never changes a decision, it settles whether the 
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from shared.domain import Attempt, Change, DecisionKind, Diagnosis, Mode, RunFacts
-from shared.triage.changes import settle
+from shared.domain import Attempt, AttemptOutcome, Change, DecisionKind, Diagnosis, Mode, RunFacts, SettingChange
+from shared.triage.change_plan import CannotChange, ChangeBounds, plan
+from shared.triage.changes import asked_for
 
 MODE_TAG = "failure-agent"
 OWNER_TAG = "failure-agent-owner"
@@ -33,6 +34,7 @@ class Limits:
     default_mode: Mode = Mode.OBSERVE
     job_ids: frozenset[int] = frozenset()
     job_tags: Mapping[str, str] | None = None
+    bounds: ChangeBounds = field(default_factory=ChangeBounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,17 @@ class StandDown:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is permitted now. `rules` are the policy rules that fired, in order."""
+    """What is permitted now. `rules` are the policy rules that fired, in order.
+
+    `setting_changes` are the values that a permitted retry changes.
+    """
 
     decision: DecisionKind
     reason: str
     rules: tuple[str, ...]
     changes: tuple[Change, ...]
     delay_seconds: float
+    setting_changes: tuple[SettingChange, ...] = ()
 
 
 def stand_down(facts: RunFacts, limits: Limits) -> StandDown | None:
@@ -144,18 +150,35 @@ def permit(proposal: Proposal, *, jitter: float) -> Verdict:
     diagnosis = proposal.diagnosis
     if not diagnosis.recommended.is_retry:
         return Verdict(diagnosis.recommended, diagnosis.reason, (), diagnosis.changes, 0.0)
-    for check in (too_old, not_idempotent, retry_limit, changed_retry_limit, change_needs_a_person):
+    for check in (too_old, not_idempotent, retry_limit, changed_retry_limit):
         if refusal := check(proposal):
-            return Verdict(
-                DecisionKind.ESCALATE_EMAIL,
-                f"{diagnosis.reason} {refusal.reason}",
-                (f"policy.{refusal.rule}",),
-                diagnosis.changes,
-                0.0,
-            )
-    changes = diagnosis.changes if proposal.facts is None else settle(diagnosis.changes, proposal.facts) or ()
+            return refused(diagnosis, refusal)
     delay = backoff_seconds(proposal.made, proposal.limits, jitter)
-    return Verdict(diagnosis.recommended, diagnosis.reason, (), changes, delay)
+    if diagnosis.recommended is not DecisionKind.RETRY_WITH_PARAMS:
+        return Verdict(diagnosis.recommended, diagnosis.reason, (), (), delay)
+    if proposal.facts is None:
+        return Verdict(diagnosis.recommended, diagnosis.reason, (), diagnosis.changes, delay)
+    settled = plan(diagnosis.changes, proposal.facts, proposal.limits.bounds, tried=changes_tried(proposal.attempts))
+    if isinstance(settled, CannotChange):
+        return refused(diagnosis, change_needs_a_person(settled))
+    return Verdict(diagnosis.recommended, diagnosis.reason, (), asked_for(settled), delay, settled)
+
+
+def refused(diagnosis: Diagnosis, refusal: StandDown) -> Verdict:
+    """A mail instead of a retry; it carries the changes as a suggestion."""
+    return Verdict(
+        DecisionKind.ESCALATE_EMAIL,
+        f"{diagnosis.reason} {refusal.reason}",
+        (f"policy.{refusal.rule}",),
+        diagnosis.changes,
+        0.0,
+    )
+
+
+def changes_tried(attempts: Sequence[Attempt]) -> tuple[str, ...]:
+    """The words of the changes with which the run failed again, repeated ones as often as they were made."""
+    failed = (attempt for attempt in attempts if attempt.outcome is AttemptOutcome.FAILED_AGAIN)
+    return tuple(word for attempt in failed for word in attempt.changes)
 
 
 def too_old(proposal: Proposal) -> StandDown | None:
@@ -190,12 +213,10 @@ def changed_retry_limit(proposal: Proposal) -> StandDown | None:
     return None
 
 
-def change_needs_a_person(proposal: Proposal) -> StandDown | None:
-    if proposal.diagnosis.recommended is not DecisionKind.RETRY_WITH_PARAMS or proposal.facts is None:
-        return None
-    if settle(proposal.diagnosis.changes, proposal.facts) is None:
-        return StandDown("change_needs_a_person", "The change that would heal it is not one that is made by itself.")
-    return None
+def change_needs_a_person(why: CannotChange) -> StandDown:
+    return StandDown(
+        "change_needs_a_person", f"The change that would heal it is not one that is made by itself. {why.reason}"
+    )
 
 
 def backoff_seconds(made: int, limits: Limits, jitter: float) -> float:

@@ -19,6 +19,7 @@ MOST_PASSES = 4
 
 
 _PERSONAL = ("email", "ip")
+_MARKER = "[redacted:"
 
 
 class _Span(NamedTuple):
@@ -34,13 +35,12 @@ def redact(text: str) -> str:
     """
     regions = [(0, len(text))]
     for _ in range(MOST_PASSES):
-        spans = _merged(
-            [
-                _Span(start + span.start, start + span.end, span.kind)
-                for start, end in regions
-                for span in _found_in(text[start:end])
-            ]
-        )
+        found = [
+            _Span(start + span.start, start + span.end, span.kind)
+            for start, end in regions
+            for span in _found_in(text[start:end])
+        ]
+        spans = _merged([span for span in found if _MARKER not in text[span.start : span.end]])
         if not spans:
             break
         text, regions = _replaced(text, spans)
@@ -53,11 +53,12 @@ def _replaced(text: str, spans: list[_Span]) -> tuple[str, list[tuple[int, int]]
     places: list[tuple[int, int]] = []
     position = length = 0
     for start, end, kind in spans:
-        marker = f"[redacted:{kind}]"
+        marker = f"{_MARKER}{kind}]"
         parts += (text[position:start], marker)
         length += start - position + len(marker)
         position = end
-        if kind not in _PERSONAL:  # these hide nothing behind them
+        next_to_a_word = text[end : end + 1].isalnum() or text[end : end + 1] in ("-", "_")
+        if kind not in _PERSONAL or next_to_a_word:  # an address alone hides nothing behind it
             places.append((length - len(marker), length))
     text = "".join(parts) + text[position:]
     return text, _lines_around(text, places)

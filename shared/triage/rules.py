@@ -8,7 +8,7 @@ first, and what somebody has done about a failure counts only in lines that read
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -60,10 +60,14 @@ def diagnose(symptoms: Symptoms, evidence: Evidence) -> Diagnosis:
     text = without_planted_words(evidence.text)
     causes = tuple(without_planted_words(cause) for cause in evidence.causes)
     evidence = replace(evidence, text=text, causes=causes)
-    reading = Reading(text)
-    findings = sorted(_findings(symptoms, evidence, reading), key=lambda finding: finding.rank, reverse=True)
+    readings = {
+        Where.ANY: Reading(text),
+        Where.CAUSE: Reading("\n".join(causes)),
+        Where.STATUS: Reading(_status_text(symptoms)),
+    }
+    findings = sorted(_findings(symptoms, evidence, readings), key=lambda finding: finding.rank, reverse=True)
     best = findings[0]
-    decided, sentence, deciding = _under(best, _circumstances(reading))
+    decided, sentence, deciding = _under(best, _circumstances(readings[Where.STATUS]))
     rules = dict.fromkeys((best.rule, *deciding, *(finding.rule for finding in findings[1:])))
     return Diagnosis(
         category=decided.verdict.category,
@@ -78,9 +82,9 @@ def diagnose(symptoms: Symptoms, evidence: Evidence) -> Diagnosis:
 # --- findings --------------------------------------------------------------------------------------------------------
 
 
-def _findings(symptoms: Symptoms, evidence: Evidence, reading: Reading) -> Iterator[Finding]:
+def _findings(symptoms: Symptoms, evidence: Evidence, readings: Mapping[Where, Reading]) -> Iterator[Finding]:
     yield Finding(DEFAULT_RULE, _UNKNOWN, (_NOTHING, _ELSEWHERE, 0.0, 0))
-    yield from _of_signatures(symptoms, evidence, reading)
+    yield from _of_signatures(readings, evidence)
     yield from _of_termination(symptoms)
     yield from _of_cluster_reason(symptoms, evidence.text)
     yield from _of_conditions(evidence)
@@ -88,11 +92,8 @@ def _findings(symptoms: Symptoms, evidence: Evidence, reading: Reading) -> Itera
     yield from _of_exception(evidence)
 
 
-def _of_signatures(symptoms: Symptoms, evidence: Evidence, reading: Reading) -> Iterator[Finding]:
-    readings = {Where.ANY: reading, Where.CAUSE: Reading("\n".join(evidence.causes))}
+def _of_signatures(readings: Mapping[Where, Reading], evidence: Evidence) -> Iterator[Finding]:
     for signature in knowledge.signatures():
-        if signature.where is Where.STATUS and Where.STATUS not in readings:
-            readings[Where.STATUS] = Reading(_status_text(symptoms))
         searched = readings[signature.where]
         matches = islice(signature.pattern.matches(searched), MOST_MATCHES)
         findings = [_finding(signature, match, searched, evidence) for match in matches]
@@ -225,7 +226,7 @@ def _changes(verdict: Verdict) -> tuple[Change, ...]:
 
 
 def _circumstances(reading: Reading) -> dict[Effect, str]:
-    """What the text tells about how often and how long this has failed: effect and the rule that saw it."""
+    """What the status lines tell about how often and how long this has failed: effect and the rule that saw it."""
     told: dict[Effect, str] = {}
     for circumstance in knowledge.circumstances():
         if circumstance.effect not in told and any(circumstance.pattern.matches(reading)):
@@ -349,15 +350,19 @@ _QUOTED = re.compile(rf"({_STATUS_KEY})?(\"[^\"\n]{{0,2000}}\"|(?<![\w])'[^'\n]{
 
 
 def _status_text(symptoms: Symptoms) -> str:
-    """What the platform or a scheduler said: no log records of the job itself, no quoted data."""
+    """What the platform or a scheduler said: no records or prints of the job itself, no quoted data, no planted words."""
     error = symptoms.error
     if len(error) > STATUS_LIMIT:
         error = f"{error[: STATUS_LIMIT // 2]}\n{error[-STATUS_LIMIT // 2 :]}"
-    lines = without_planted_words(f"{symptoms.state_message}\n{error}").split("\n")
-    return "\n".join(_status_part(line) for line in lines if not line.startswith(_STACK_FRAME))
+    text = f"{symptoms.state_message}\n{error}"
+    lines = text.split("\n")
+    if _INSTRUCTION.search(text):
+        lines = [line for line in lines if not _INSTRUCTION.search(line)]
+    return "\n".join(_status_part(line) for line in lines if not line.startswith(_OWN_WORDS))
 
 
-_STACK_FRAME = ("\tat ", "    at ", '  File "', "    ")
+_OWN_WORDS = ("\tat ", "    at ", '  File "', "print", "stdout", "echo ", ">>> ")
+"""How lines begin that a stack trace or the job itself wrote."""
 
 
 def _status_part(line: str) -> str:

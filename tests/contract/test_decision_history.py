@@ -353,7 +353,7 @@ MAIL_BOOK = MailBook(
     at_once={"f00d": (NOW, "ws1:1:original")},
     digest_due=LATER,
     digests=3,
-    open_digest=OpenDigest(3, tuple(range(10**15, 10**15 + 5000)), NOW),
+    open_digest=OpenDigest(3, tuple(range(10**15, 10**15 + 5000)), NOW, not_before=LATER),
     write_guid="write-1",
 )
 LEASE = Lease(

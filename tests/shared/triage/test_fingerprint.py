@@ -167,6 +167,63 @@ def test_same_causes_are_recognised_and_different_ones_told_apart() -> None:
     assert recall >= 0.95, [pair for pair in wrong if pair[2]][:3]
 
 
+TOLD_OTHERWISE = [
+    ('java.net.SocketTimeoutException: Read timed out\n\tat x.y(Z.java:1)\n[context] GET https://api.acme.example/v1/orders/123', 'java.net.SocketTimeoutException: Read timed out\n\tat x.y(Z.java:9)\n[context] GET https://api.acme.example/v1/orders/999'),
+    ('Run 123 failed: Task load_orders timed out after 3600 seconds', 'Run 999 failed: Task load_orders timed out after 7200 seconds'),
+    ('[DELTA_CONCURRENT_APPEND] ConcurrentAppendException: Files were added to partition [date=2026-01-01] by a concurrent update. Conflicting commit: {"timestamp":1763702411873,"operation":"WRITE"}', '[DELTA_CONCURRENT_APPEND] ConcurrentAppendException: Files were added to partition [date=2026-02-03] by a concurrent update. Conflicting commit: {"timestamp":1763999411873,"operation":"MERGE"}'),
+    ('ERROR: deadlock detected DETAIL: Process 12 waits for ShareLock on transaction 991; blocked by process 14.', 'ERROR: deadlock detected DETAIL: Process 77 waits for ShareLock on transaction 13; blocked by process 2.'),
+    ('pyspark.errors.exceptions.connect.AnalysisException: [TABLE_OR_VIEW_NOT_FOUND] The table or view `a`.`b` cannot be found. SQLSTATE: 42P01', "AnalysisException: [TABLE_OR_VIEW_NOT_FOUND] The table or view `a`.`b` cannot be found. Verify the spelling and correctness of the schema and catalog.\nIf you did not qualify the name with a schema, verify. SQLSTATE: 42P01; line 3 pos 5;\n'Project [*]"),
+    ("ModuleNotFoundError: No module named 'h3'", 'org.apache.spark.api.python.PythonException: \'Traceback (most recent call last):\n  File "/databricks/spark/python/pyspark/worker.py", line 12, in main\n    process()\nModuleNotFoundError: No module named \'h3\'\''),
+    ('java.lang.OutOfMemoryError: Java heap space', '26/10/10 10:10:10 ERROR Executor: Exception in task 3.0 in stage 1.0 (TID 12)\njava.lang.OutOfMemoryError: Java heap space\n\tat java.util.Arrays.copyOf(Arrays.java:3332)'),
+    ('Cluster 0924-079775-f131nunw could not start: Init scripts failed. instance_id: 601c4417-d952-3e30-f53d-ed6edc506435, Cluster scoped init script /ETL/setup.sh failed', 'Cluster 0125-171275-aaabbbcc could not start: Init scripts failed. instance_id: 601c4417-d952-3e30-0000-ed6edc506435, Cluster scoped init script /ETL/setup.sh failed'),
+    ("urllib3.exceptions.MaxRetryError: HTTPSConnectionPool(host='api.x.example', port=443): Max retries exceeded with url: /a?page=3 (Caused by ConnectTimeoutError(<urllib3.connection.HTTPSConnection object at 0x7f1>, 'Connection to api.x.example timed out. (connect timeout=20)'))", "requests.exceptions.ConnectTimeout: HTTPSConnectionPool(host='api.x.example', port=443): Max retries exceeded with url: /a?page=7 (Caused by ConnectTimeoutError(<urllib3.connection.HTTPSConnection object at 0x9f1>, 'Connection to api.x.example timed out. (connect timeout=20)'))"),
+    ("KeyError: 'customer_id'", 'Traceback (most recent call last):\n  File "/Workspace/a.py", line 3, in <module>\n    x[\'customer_id\']\nKeyError: \'customer_id\'\nWorkload failed, see run output for details'),
+    ('Library installation failed for library due to user error for pypi {"package": "tools==9.9"}\n ERROR: Could not find a version that satisfies the requirement tools==9.9 (from versions: 1.0, 2.0)\nERROR: No matching distribution found for tools==9.9', 'Run 12: Library installation failed for library due to user error for pypi {"package": "tools==9.9"}\n ERROR: Could not find a version that satisfies the requirement tools==9.9 (from versions: 1.0, 2.0, 3.0)\nERROR: No matching distribution found for tools==9.9'),
+    ('Job 41 cancelled because SparkContext was shut down', 'org.apache.spark.SparkException: Job 7 cancelled because SparkContext was shut down'),
+    ('org.apache.spark.SparkException: Job aborted due to stage failure: Total size of serialized results of 251 tasks (1024.6 MB) is bigger than spark.driver.maxResultSize (1024.0 MB)', '26/06/19 14:49:07 ERROR TaskSetManager: Total size of serialized results of 99 tasks (4.1 GiB) is bigger than spark.driver.maxResultSize (4.0 GiB)'),
+    ('{"error":{"code":"Throttled","message":"Too many requests","requestId":"abc-1"}}', '{"error":{"code":"Throttled","message":"Too many requests","requestId":"abd-2"}}'),
+    ("FileNotFoundError: [Errno 2] No such file or directory: '/dbfs/mnt/raw/orders/2026-11-21/orders_20261121.csv'", "FileNotFoundError: [Errno 2] No such file or directory: '/dbfs/mnt/raw/orders/2026-11-22/orders_20261122.csv'"),
+    ('PySparkException: job group 1a2b-3c user jane@x.example cancelled', 'PySparkException: job group 9a2b-3d user jane@x.example cancelled'),
+    ('py4j.protocol.Py4JJavaError: An error occurred while calling o1.save.\n: com.microsoft.azure.storage.StorageException: This request is not authorized. RequestId:d5570963-e717-f6fa-9a43-e115e35595f9 Time:2026-11-22T01:02:03Z', 'py4j.protocol.Py4JJavaError: An error occurred while calling o12.parquet.\n: com.microsoft.azure.storage.StorageException: This request is not authorized. RequestId:11170963-e717-f6fa-9a43-e115e35595f9 Time:2026-12-22T01:02:03Z'),
+]  # fmt: skip
+
+ANOTHER_CAUSE = [
+    ('ValueError: column amount has nulls', 'ValueError: column price has nulls'),
+    ('java.sql.SQLException: Table crm.leads not found', 'java.sql.SQLException: Table crm.deals not found'),
+    ('TimeoutError: timed out\n  calling https://a.example/x', 'TimeoutError: timed out\n  calling https://b.example/x'),
+    ('java.net.SocketTimeoutException: Read timed out\n[context] host=a.acme.example', 'java.net.SocketTimeoutException: Read timed out\n[context] host=b.acme.example'),
+    ('java.net.ConnectException: Connection refused\ncalling kafka-1.acme.example:9093', 'java.net.ConnectException: Connection refused\ncalling redis-1.acme.example:6379'),
+    ('io.delta.exceptions.ConcurrentAppendException: Files were added to the root of the table by a concurrent update.\n  table main.silver.orders', 'io.delta.exceptions.ConcurrentAppendException: Files were added to the root of the table by a concurrent update.\n  table main.silver.customers'),
+    ('[DELTA_CONCURRENT_APPEND] Files were added. Table: /mnt/lake/orders', '[DELTA_CONCURRENT_APPEND] Files were added. Table: /mnt/lake/customers'),
+    ('HTTP Error 403: Forbidden', 'HTTP Error 429: Too Many Requests'),
+    ('botocore.exceptions.ClientError: An error occurred (AccessDenied) when calling the GetObject operation: Access Denied\ns3://bucket-a/x', 'botocore.exceptions.ClientError: An error occurred (AccessDenied) when calling the GetObject operation: Access Denied\ns3://bucket-b/x'),
+    ("TypeError: unsupported operand type(s) for +: 'int' and 'str'", "TypeError: unsupported operand type(s) for -: 'int' and 'str'"),
+    ("AnalysisException: Column 'a1' does not exist", "AnalysisException: Column 'a2' does not exist"),
+    ('exit code 137', 'exit code 1'),
+    ('ORA-01017: invalid username/password; logon denied', 'ORA-12541: TNS:no listener'),
+    ('Secret does not exist with scope: a and key: k1', 'Secret does not exist with scope: a and key: k2'),
+    ("Error: job 'x' failed: dbt model stg_orders failed test not_null", "Error: job 'x' failed: dbt model stg_orders failed test unique"),
+    ('AssertionError', 'AssertionError: rows'),
+    ('RuntimeError: step load failed', 'RuntimeError: step transform failed'),
+    ('com.mongodb.MongoTimeoutException: Timed out after 30000 ms while waiting for a server that matches. servers=[{address=m1.acme.example:27017}]', 'com.mongodb.MongoTimeoutException: Timed out after 30000 ms while waiting for a server that matches. servers=[{address=orders.other.example:27017}]'),
+    ('java.io.IOException: No space left on device', 'java.io.IOException: Disk quota exceeded'),
+    ('Failure to initialize configuration for storage account lakea.dfs.core.windows.net: Invalid configuration value detected for fs.azure.account.key', 'Failure to initialize configuration for storage account lakeb.dfs.core.windows.net: Invalid configuration value detected for fs.azure.account.key'),
+    ("python: can't open file '/Workspace/a/x.py': [Errno 2] No such file", "python: can't open file '/Workspace/a/y.py': [Errno 2] No such file"),
+    ('pip: No matching distribution found for foo==1.2.3', 'pip: No matching distribution found for bar==1.2.3'),
+    ("Task load_a failed: KeyError: 'x'", "Task load_a failed: KeyError: 'y'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other"), TOLD_OTHERWISE)
+def test_one_cause_told_otherwise_is_the_same(one: str, other: str) -> None:
+    assert _fingerprint(one) == _fingerprint(other)
+
+
+@pytest.mark.parametrize(("one", "other"), ANOTHER_CAUSE)
+def test_another_object_service_or_code_is_another_cause(one: str, other: str) -> None:
+    assert _fingerprint(one) != _fingerprint(other)
+
+
 @pytest.mark.parametrize(
     ("line", "normal"),
     [

@@ -1,11 +1,31 @@
-"""The Spark settings that a retry may change, and the value that each is given next. Pure.
+"""The value to try next: of a job parameter by the words in its name, of a Spark setting by the kind that it is. Pure.
 
-Names, units and defaults: Apache Spark, "Configuration"; where Databricks has a default of its own, that one.
+Names, units and defaults of Spark settings: Apache Spark, "Configuration"; where Databricks has its own default, that.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+SMALLER = ("batch", "chunk", "parallel", "concurren", "threads", "workers", "page_size", "fetch")
+LONGER = ("timeout", "wait", "deadline")
+HIGHEST_TIMEOUT_SECONDS = 86_400
+
+
+def next_parameter(name: str, current: str) -> str | None:
+    """The value to try next, or None where there is none to try (not a number, or already at the bound)."""
+    try:
+        number = int(current)
+    except ValueError:
+        return None
+    lowered = name.lower()
+    if any(word in lowered for word in LONGER):
+        longer = min(number * 2, HIGHEST_TIMEOUT_SECONDS)
+        return str(longer) if longer > number > 0 else None
+    if any(word in lowered for word in SMALLER):
+        return str(number // 2) if number >= 2 else None
+    return None
+
 
 BYTES: Mapping[str, float] = {
     "b": 1,
@@ -72,7 +92,7 @@ FURTHEST: Mapping[str, str] = {
 """How far each may be changed: the highest value, of those that shrink the lowest."""
 
 
-def next_value(name: str, current: str | None, furthest: str) -> str | None:
+def next_spark_value(name: str, current: str | None, furthest: str) -> str | None:
     """The value to try next; None where there is none: not known, already as far as allowed, switched off (0), `auto`.
 
     `current` None = not set. A value that has no unit stays without one.

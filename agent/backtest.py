@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from agent.output import messages, print_json, print_table, reported_errors
+from agent.output import messages, print_json, print_table, reported_errors, results
 from shared import bootstrap
 from shared.backtest import Cause, EndedRun, Findings, Judged, findings, judge
 from shared.domain import DecisionKind, Mode
@@ -239,6 +239,7 @@ def show(found: Backtest) -> None:
         causes.caption = f"and {len(figures.causes) - CAUSES_SHOWN} more causes; --html or --json has them all"
     print_table(causes)
     print_table(savings_table(figures))
+    results.print(UPPER_BOUND)
     messages.print(f"{found.calls} API calls, {found.seconds} s")
 
 
@@ -249,7 +250,6 @@ def savings_table(figures: Findings) -> Table:
     table.add_row("of these confirmed", str(sure.runs), f"{sure.hours:g}")
     waited = figures.by_hand_median_hours
     table.add_row("Repaired by hand", str(figures.by_hand), "" if waited is None else f"after {waited:g} in the median")
-    table.caption = UPPER_BOUND
     return table
 
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 from shared.admission import Admission
 from shared.domain import Decision, DecisionKind, FailureId, Incident, IncidentState, RunFacts
 from shared.error_decision_engine import ErrorDecisionEngine
-from shared.errors import RunNotFoundError
+from shared.errors import OutcomeUnknownError, RunNotFoundError
 from shared.incidents import Incidents, Parts
 from shared.messages import FailedRunMessage
 from shared.triage.policy import carry_out, mode_of, recipients_of
@@ -38,15 +38,22 @@ class Deciding:
             if incident:
                 self._incidents.close(incident, IncidentState.SKIPPED, f"the run is gone: {error}")
             return
-        if facts.run.failure_id != message.failure_id and not facts.run.is_active and facts.run.is_failed:
-            self._incidents.send_failed([facts.run], message.source)
+        if incident is None and self._incidents.may_be_a_retry(facts.run):
+            raise OutcomeUnknownError(f"run {facts.run.run_id}: it may be a retry whose start was not recorded yet")
+        if facts.run.failure_id != message.failure_id:
+            if incident and incident.failure_id == facts.run.failure_id:
+                return  # the message was late: the failure after it has been decided already
+            if facts.run.is_failed and not facts.run.is_active:
+                self._incidents.send_failed([facts.run], message.source)
         self._decide(incident, facts, message.failure_id, may_wait=deferrals < PATIENCE)
 
     def _decide(self, incident: Incident | None, facts: RunFacts, failure_id: FailureId, *, may_wait: bool) -> None:
         now = self._parts.now()
         settings = self._parts.settings
         incident = (
-            self._incidents.next_failure(incident, facts, failure_id) if incident else self._incidents.new(facts.run)
+            self._incidents.next_failure(incident, failure_id, facts.run)
+            if incident
+            else self._incidents.new(facts.run)
         )
         decision = self._engine.decide(facts, incident.attempts, now=now, may_wait=may_wait)
         if facts.run.failure_id != failure_id:

@@ -16,8 +16,8 @@ from typing import assert_never
 from shared.databricks_agent import DatabricksAgent, utc_now
 from shared.errors import (
     ConflictError,
+    HeldError,
     InvalidMessageError,
-    PausedError,
     PermanentError,
     ThrottledError,
     TransientError,
@@ -121,7 +121,7 @@ class MessageDelivery:
         now = self._now()
         first_seen = self._first_seen(envelope, now)
         waited = now - first_seen
-        if waited > timedelta(hours=self._settings.defer_give_up_hours) and not isinstance(error, PausedError):
+        if waited > timedelta(hours=self._settings.defer_give_up_hours) and not isinstance(error, HeldError):
             self._agent.park(message, f"Given up after {waited.total_seconds() / 3600:.0f} hours: {error}")
             return
         count = envelope.deferrals + 1
@@ -150,8 +150,8 @@ class MessageDelivery:
         )
 
     def _delay_seconds(self, error: TransientError, count: int) -> float:
-        if isinstance(error, PausedError):
-            return self._settings.pause_check_seconds
+        if isinstance(error, HeldError):
+            return error.seconds
         if isinstance(error, ThrottledError) and error.retry_after_seconds is not None:
             longest_wait = self._settings.defer_give_up_hours * 3600
             return min(error.retry_after_seconds, longest_wait) + self._jitter()

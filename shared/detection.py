@@ -13,9 +13,10 @@ from shared.domain import RunSummary, ScanState
 
 @dataclass(frozen=True, slots=True)
 class TickPlan:
-    """`to_read` ended since the last tick and may have failed; `next_scan` is stored once they are sent on."""
+    """Of `ended` runs since the last tick, `to_read` may have failed; `next_scan` is stored once they are sent on."""
 
     to_read: tuple[int, ...]
+    ended: int
     next_scan: ScanState
 
 
@@ -57,7 +58,7 @@ def plan_tick(
         run_id: milliseconds(run.end_time) for run_id, run in ended.items() if run.start_time >= horizon
     }
     next_scan = ScanState(scan.workspace, started_at, frozenset(watched), seen, scan.swept_at, scan.etag)
-    return TickPlan(to_read, next_scan)
+    return TickPlan(to_read, len(left | fresh), next_scan)
 
 
 def milliseconds(time: datetime | None) -> int:

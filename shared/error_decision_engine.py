@@ -21,18 +21,20 @@ from shared.domain import (
     TaskFailure,
 )
 from shared.errors import AgentError, ThrottledError
+from shared.learning import Learning
 from shared.ports import Diagnoser
 from shared.settings import Settings
 from shared.triage import rules
 from shared.triage.changes import suggested
 from shared.triage.evidence import collect
+from shared.triage.experience import SURE, weigh
 from shared.triage.fingerprint import fingerprint
 from shared.triage.policy import Limits, Proposal, permit, stand_down
 
 logger = logging.getLogger(__name__)
 
-SURE = 0.6
-"""From this confidence on the rules decide alone where `AI_MODE` is `unsure`."""
+PROMPT_CHARACTERS = 12_000
+"""What a question to the model costs besides the excerpt: the prompt, the schema and the answer, in characters."""
 
 SEVERITY = (
     DecisionKind.SKIP,
@@ -73,9 +75,11 @@ class ErrorDecisionEngine:
         azure_openai_client: Diagnoser | None = None,
         *,
         settings: Settings | None = None,
+        learning: Learning | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._diagnoser = azure_openai_client
+        self._learning = learning
         if settings is None:
             from shared.bootstrap import current_settings
 
@@ -94,7 +98,7 @@ class ErrorDecisionEngine:
         """
         standing_down = stand_down(facts, self.limits)
         failure, evidence, diagnosis = self._worst(facts, may_wait=may_wait)
-        mark = fingerprint(evidence, category=str(diagnosis.category))
+        mark = fingerprint(evidence)
         if standing_down:
             verdict_decision, reason = DecisionKind.SKIP, standing_down.reason
             verdict_rules: tuple[str, ...] = (f"policy.{standing_down.rule}",)
@@ -135,7 +139,7 @@ class ErrorDecisionEngine:
     def analyze(self, error_message: str, job_context: Mapping[str, Any] | None = None) -> Analysis:
         """Like `analyze_and_decide`, with the changes, the excerpt and whether the model took part."""
         context = job_context or {}
-        evidence, diagnosis = self.diagnose(symptoms_of(error_message, context), ComputeKind.UNKNOWN, may_wait=False)
+        evidence, diagnosis = self.diagnose(symptoms_of(error_message, context), ComputeKind.UNKNOWN)
         now = datetime.now(UTC)
         attempts = past_attempts(context, now)
         verdict = permit(Proposal(diagnosis, None, attempts, self.limits, now), jitter=self._jitter())
@@ -147,7 +151,7 @@ class ErrorDecisionEngine:
             category=str(diagnosis.category),
             confidence=diagnosis.confidence,
             rules=[*diagnosis.rules, *verdict.rules],
-            fingerprint=fingerprint(evidence, category=str(diagnosis.category)),
+            fingerprint=fingerprint(evidence),
         )
         return Analysis(
             decision=decision,
@@ -156,10 +160,16 @@ class ErrorDecisionEngine:
             model_used=diagnosis.source == "model",
         )
 
-    def diagnose(self, symptoms: Symptoms, compute: ComputeKind, *, may_wait: bool) -> tuple[Evidence, Diagnosis]:
-        """Evidence and diagnosis of one failed task."""
+    def diagnose(
+        self, symptoms: Symptoms, compute: ComputeKind, *, workspace: str = "", may_wait: bool = False
+    ) -> tuple[Evidence, Diagnosis]:
+        """Evidence and diagnosis of one failed task. Experience takes part where the workspace is named."""
         evidence = collect(symptoms)
         by_rules = rules.diagnose(symptoms, evidence)
+        known = None
+        if self._learning and workspace:
+            known = self._learning.recall(workspace, fingerprint(evidence))
+            by_rules = weigh(by_rules, known)
         if not self._asks_model(by_rules):
             return evidence, by_rules
         trusted = {
@@ -168,7 +178,16 @@ class ErrorDecisionEngine:
             "termination_type": symptoms.termination_type or "unknown",
             "compute": str(compute),
         }
-        return evidence, self._ask_model(evidence, trusted, by_rules, may_wait=may_wait)
+        if self._learning is None or known is None:
+            return evidence, self._ask_model(evidence, trusted, by_rules, may_wait=may_wait) or by_rules
+        if self._learning.was_asked(known):
+            return evidence, known.answer or by_rules
+        if not self._learning.reserve_tokens(len(evidence.excerpt) + PROMPT_CHARACTERS):
+            logger.warning("the model's tokens of the day are used up, rules decide alone")
+            return evidence, by_rules
+        answer = self._ask_model(evidence, trusted, by_rules, may_wait=may_wait)
+        self._learning.keep_answer(known.workspace, known.fingerprint, answer)
+        return evidence, answer or by_rules
 
     def _asks_model(self, by_rules: Diagnosis) -> bool:
         if self._diagnoser is None or self._settings.ai_mode == "never":
@@ -177,23 +196,25 @@ class ErrorDecisionEngine:
 
     def _ask_model(
         self, evidence: Evidence, trusted: Mapping[str, str], by_rules: Diagnosis, *, may_wait: bool
-    ) -> Diagnosis:
+    ) -> Diagnosis | None:
+        """The model's answer; None where it gave none that counts."""
         assert self._diagnoser is not None
         try:
-            answer = self._diagnoser.diagnose(evidence, facts=trusted, by_rules=by_rules)
+            return self._diagnoser.diagnose(evidence, facts=trusted, by_rules=by_rules)
         except ThrottledError:
             if may_wait:
                 raise
-            answer = None
         except AgentError as error:
             logger.warning("model did not answer, rules decide alone", extra={"reason": type(error).__name__})
-            answer = None
-        return answer or by_rules
+        return None
 
     def _worst(self, facts: RunFacts, *, may_wait: bool) -> tuple[TaskFailure | None, Evidence, Diagnosis]:
         """The root-cause task that decides for the run."""
         found = [
-            (failure, *self.diagnose(failure.symptoms, failure.compute, may_wait=may_wait))
+            (
+                failure,
+                *self.diagnose(failure.symptoms, failure.compute, workspace=facts.run.workspace, may_wait=may_wait),
+            )
             for failure in facts.failures
         ]
         if not found:
@@ -203,7 +224,8 @@ class ErrorDecisionEngine:
                 termination_type=facts.run.termination_type,
                 result_state=facts.run.result_state,
             )
-            return (None, *self.diagnose(symptoms, ComputeKind.UNKNOWN, may_wait=may_wait))
+            workspace = facts.run.workspace
+            return (None, *self.diagnose(symptoms, ComputeKind.UNKNOWN, workspace=workspace, may_wait=may_wait))
         return max(found, key=lambda item: (SEVERITY.index(item[2].recommended), item[2].confidence))
 
 

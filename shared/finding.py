@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from shared import detection
 from shared.admission import Admission
 from shared.domain import RunState
-from shared.errors import AgentError, ConflictError, RunNotFoundError
+from shared.errors import AgentError, ConflictError, PermanentError
 from shared.incidents import Incidents, Parts
 
 logger = logging.getLogger(__name__)
@@ -72,13 +72,22 @@ class Finding:
         self._parts.history.save_scan(next_scan)
         return len(failed)
 
+    def send_on(self, workspace: str, run_id: int) -> None:
+        """Send one run that is known to have failed to be decided."""
+        state = self._parts.runs.read_state(workspace, run_id)
+        self._incidents.remember(state)
+        self._incidents.send_failed([state], "timer")
+
     def _states(self, workspace: str, run_ids: Iterable[int]) -> list[RunState]:
         states = []
         for run_id in run_ids:
             try:
                 states.append(self._parts.runs.read_state(workspace, run_id))
-            except RunNotFoundError:
-                logger.info("run is gone", extra={"workspace": workspace, "run_id": run_id})
+            except PermanentError as error:  # gone, or not ours to read: no reason to read all others again and again
+                logger.warning(
+                    "run cannot be read",
+                    extra={"workspace": workspace, "run_id": run_id, "reason": type(error).__name__},
+                )
         return states
 
     def _sweep(self, workspace: str, now: datetime) -> list[RunState]:

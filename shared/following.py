@@ -55,6 +55,8 @@ class Following:
         overdue = self._parts.now() - incident.due_at
         if overdue < timedelta(minutes=self._parts.settings.stale_after_minutes):
             return False
+        if incident.decision:
+            self._incidents.stop_if_paused()  # a held message is still there: more copies of it would only pile up
         again = incident.resends + 1
         incident = self._incidents.save(replace(incident, resends=again, due_at=self._parts.now()))
         self._incidents.send_overdue(incident, again=again)

@@ -17,10 +17,10 @@ from shared.domain import (
     FailureId,
     Incident,
     IncidentState,
-    RunFacts,
     RunState,
 )
 from shared.errors import AgentError, ConflictError, PausedError
+from shared.learning import Learning
 from shared.messages import (
     EMAILS,
     FAILED_RUNS,
@@ -52,10 +52,11 @@ class Parts:
 class Incidents:
     """Reads and writes incidents, and sends what they call for."""
 
-    def __init__(self, parts: Parts, admission: Admission) -> None:
+    def __init__(self, parts: Parts, admission: Admission, learning: Learning) -> None:
         self._parts = parts
         self._history = parts.history
         self._admission = admission
+        self._learning = learning
 
     # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -79,35 +80,52 @@ class Incidents:
 
     def remember(self, state: RunState) -> None:
         """A row for a failure seen for the first time, so that it cannot be lost with its message."""
-        if self._history.read_incident(state.workspace, state.run_id) is None:
+        known = self._history.read_incident(state.workspace, state.run_id)
+        if known is None and not self.may_be_a_retry(state):
             try:
                 self.save(self.new(state))
             except ConflictError:
                 logger.info("incident is known already", extra={"run_id": state.run_id})
 
-    def next_failure(self, incident: Incident, facts: RunFacts, failure_id: FailureId) -> Incident:
-        """The incident as it enters its next failure (not yet stored): its open attempt, if it has one, has failed."""
+    def may_be_a_retry(self, run: RunState) -> bool:
+        """Whether a run that is not known may have been started for an incident whose link to it is not stored yet."""
+        if run.trigger != "ONE_TIME":  # runs.list: started on demand, through the UI or the API
+            return False
+        return any(
+            attempt.kind is AttemptKind.RUN_NOW and attempt.effect_id is None
+            for incident in self._history.open_incidents(run.workspace)
+            if incident.job_id == run.job_id and (attempt := incident.open_attempt)
+        )
+
+    def next_failure(self, incident: Incident, failure_id: FailureId, run: RunState | None) -> Incident:
+        """The incident as it enters its next failure (not yet stored): its open attempt, if it has one, has failed.
+
+        `run` None = it could not be read.
+        """
         if incident.failure_id == failure_id:
             return incident
         attempts = incident.attempts
         if attempt := incident.open_attempt:
-            effect = facts.run.run_id if attempt.kind is AttemptKind.RUN_NOW else facts.run.latest_repair_id
+            effect = attempt.effect_id
+            if run:
+                effect = run.run_id if attempt.kind is AttemptKind.RUN_NOW else run.latest_repair_id
             ours = attempt.effect_id in (None, effect)
             outcome = AttemptOutcome.FAILED_AGAIN if ours else AttemptOutcome.SUPERSEDED
             ended = replace(attempt, effect_id=attempt.effect_id or effect, outcome=outcome, ended_at=self._parts.now())
             attempts = (*attempts[:-1], ended)
-            self._admission.note_outcome(incident.workspace, retry_key(incident, attempt), succeeded=False)
-        return replace(
+            self._note_end(incident, ended)
+        incident = replace(
             incident,
+            failure_id=failure_id,
             past_failures=(*incident.past_failures, incident.failure_id),
             attempts=attempts,
             decision=None,
             mail_claim="",
             resends=0,
-            failed_at=facts.run.end_time,
-            watched_run_id=facts.run.run_id,
-            page_url=facts.run.page_url,
         )
+        if run is None:
+            return incident
+        return replace(incident, failed_at=run.end_time, watched_run_id=run.run_id, page_url=run.page_url)
 
     def save(self, incident: Incident) -> Incident:
         return self._history.save_incident(
@@ -137,10 +155,22 @@ class Incidents:
     def end_attempt(self, incident: Incident, outcome: AttemptOutcome, state: IncidentState, why: str) -> Incident:
         """Close the incident together with its open attempt."""
         attempt = replace(incident.attempts[-1], outcome=outcome, ended_at=self._parts.now())
-        self._admission.note_outcome(
-            incident.workspace, retry_key(incident, attempt), succeeded=outcome is AttemptOutcome.RECOVERED
-        )
+        self._note_end(incident, attempt)
         return self.close(replace(incident, attempts=(*incident.attempts[:-1], attempt)), state, why)
+
+    def _note_end(self, incident: Incident, attempt: Attempt) -> None:
+        """Tell the safeguards and the experience how a retry went, before the incident says so itself."""
+        worked = attempt.outcome is AttemptOutcome.RECOVERED
+        self._admission.note_outcome(incident.workspace, retry_key(incident, attempt), succeeded=worked)
+        decision = incident.decision
+        if decision and attempt.outcome in (AttemptOutcome.RECOVERED, AttemptOutcome.FAILED_AGAIN):
+            self._learning.note_result(
+                incident.workspace,
+                decision.fingerprint,
+                decision.decision,
+                tuple(change.word for change in decision.changes),
+                worked=worked,
+            )
 
     def escalate(self, incident: Incident, why: str, *, rule: str = "not_possible") -> None:
         """Turn to people what could not be done; an attempt that never became an effect does not count."""
@@ -169,6 +199,20 @@ class Incidents:
         )
         self.record(incident, "escalated", why=why)
         self.send_action(incident)
+
+    def park(self, message: RetryMessage | EmailMessage | FailedRunMessage, why: str) -> None:
+        """Give an incident up that could not move for too long, and tell people, unless it is the mail that failed."""
+        incident = self._history.read_incident(message.workspace, message.run_id)
+        if incident is None or message.failure_id in incident.past_failures:
+            return
+        same_failure = incident.failure_id == message.failure_id
+        if isinstance(message, FailedRunMessage) and not (same_failure and incident.decision):
+            self.escalate(self.next_failure(incident, message.failure_id, None), why)
+        elif same_failure and incident.state in (IncidentState.DECIDED, IncidentState.ACTING):
+            if isinstance(message, EmailMessage):
+                self.close(incident, IncidentState.PARKED, why)
+            else:
+                self.escalate(incident, why)
 
     # ── messages ────────────────────────────────────────────────────────────────────────────────────────────────────
 

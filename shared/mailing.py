@@ -91,7 +91,7 @@ class Mailing:
 
     # ── digests ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def send_digest(self, workspace: str) -> bool:
+    def send_digest(self, workspace: str, *, even_if_not_due: bool = False) -> bool:
         """Send the workspace's digest if it is due, or finish one that was cut off. Whether anything was done.
 
         Which runs it reports is stored before the first of its mails is sent (one mail per group of recipients), so
@@ -106,7 +106,7 @@ class Mailing:
         }
         resumed = book.open_digest is not None
         if book.open_digest is None:
-            if not gathered or (book.digest_due and now < book.digest_due):
+            if not gathered or (book.digest_due and now < book.digest_due and not even_if_not_due):
                 return False
             self._incidents.stop_if_paused()
             book = self._save_book(mail_groups.claim_digest(book, gathered, now))

@@ -14,7 +14,6 @@ from shared.domain import (
     IncidentState,
     RunState,
 )
-from shared.error_decision_engine import ErrorDecisionEngine
 from shared.errors import (
     HeldError,
     OutcomeUnknownError,
@@ -27,7 +26,7 @@ from shared.incidents import Incidents, Parts, retry_key
 from shared.leasing import Leasing
 from shared.messages import RetryMessage
 from shared.triage import changes
-from shared.triage.policy import StandDown, newer_run_does_it
+from shared.triage.policy import Limits, StandDown, newer_run_does_it
 from shared.triage.safeguards import RetryRecord
 
 
@@ -40,13 +39,17 @@ class Retrying:
         incidents: Incidents,
         admission: Admission,
         leasing: Leasing,
-        engine: ErrorDecisionEngine,
+        limits: Limits,
+        *,
+        may_start_runs: bool = True,
     ) -> None:
+        """`may_start_runs` False = only repairs: without a lasting history nothing counts how many runs were started."""
         self._parts = parts
         self._incidents = incidents
         self._admission = admission
         self._leasing = leasing
-        self._limits = engine.limits
+        self._limits = limits
+        self._may_start_runs = may_start_runs
 
     def retry_run(self, message: RetryMessage) -> None:
         """Make the retry, or look up what became of an earlier try to make it."""
@@ -57,9 +60,12 @@ class Retrying:
         if (
             incident.failure_id != message.failure_id
             or decision is None
-            or not (decision.decision.is_retry and decision.carried_out)
+            or not decision.carried_out
             or incident.state not in (IncidentState.DECIDED, IncidentState.ACTING)
         ):
+            return
+        if not decision.decision.is_retry:
+            self._incidents.send_action(incident)  # given to people meanwhile; their message may have been cut off
             return
         self._incidents.stop_if_paused()
         try:
@@ -81,7 +87,9 @@ class Retrying:
             self._incidents.close(incident, IncidentState.SKIPPED, reason.reason)
             return
         if run.end_time and self._parts.now() - run.end_time > self._limits.max_failure_age:
-            self._incidents.escalate(incident, "It waited too long for its turn.", rule="too_old")
+            hours = self._limits.max_failure_age.total_seconds() / 3600
+            why = f"The retry waited until the failure was more than {hours:g} hours old."
+            self._incidents.escalate(incident, why, rule="too_old")
             return
         edits_job = changes.edits_job(decision.setting_changes)
         if edits_job:
@@ -182,7 +190,7 @@ class Retrying:
                     performance_target=changes.performance_target(decision.setting_changes),
                 )
             except RepairImpossibleError:
-                if run.job_id is None:
+                if run.job_id is None or not self._may_start_runs:
                     raise
                 attempt = replace(attempt, kind=AttemptKind.RUN_NOW)
                 incident = self._incidents.save(replace(incident, attempts=(*incident.attempts[:-1], attempt)))

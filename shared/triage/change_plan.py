@@ -150,7 +150,7 @@ class _Draft:
         put(holder, path, new)
 
     def add(self, change: SettingChange) -> None:
-        """Note a change; a further step of one value keeps the value that it had at first."""
+        """Note a change. A further step of one value takes the place of the earlier one, with the value before that."""
         place = (change.target, change.path)
         if before := self.changes.get(place):
             change = replace(change, old=before.old, cost_factor=before.cost_factor * change.cost_factor)

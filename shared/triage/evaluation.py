@@ -164,7 +164,7 @@ def report(outcomes: Sequence[Outcome]) -> Report:
 
 
 def label_figures(outcomes: Sequence[Outcome]) -> dict[DecisionKind, LabelFigures]:
-    """Precision, recall and F1 of each label that occurs as a label; an accepted decision counts as a hit for the label."""
+    """Precision, recall and F1 of each label that occurs; an accepted decision counts as a hit for the label."""
     hits: Counter[DecisionKind] = Counter()
     labelled: Counter[DecisionKind] = Counter()
     decided: Counter[DecisionKind] = Counter()
@@ -209,7 +209,7 @@ def mcnemar(first: Sequence[Outcome], second: Sequence[Outcome]) -> float:
     only_second = sum(other.is_right and not one.is_right for one, other in pairs)
     differing = only_first + only_second
     tail = sum(math.comb(differing, count) for count in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**differing)
+    return min(1.0, 2 * tail / float(2**differing))
 
 
 def _figures(hits: int, decided: int, labelled: int) -> LabelFigures:

@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 from shared.domain import Category, Change, DecisionKind, Diagnosis
 
 SURE = 0.6
+"""From this confidence on the rules decide alone where `AI_MODE` is `unsure`."""
+
 ENOUGH = 2
 """So often a fix must have worked, or failed, before it counts."""
 

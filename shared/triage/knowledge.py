@@ -1,7 +1,8 @@
 """What the triage knows, as data: `signatures.yaml` (texts) and `codes.yaml` (codes), checked and compiled once.
 
-Patterns are regular expressions, matched without regard to case and with `^` and `$` at line ends; `(?-i:…)` insists on
-case. A pattern is tried only on lines in which one of its `keywords` (literals, lower case) stands, so most cost nothing.
+A pattern is a regular expression or a list of them, matched without regard to case, `^` and `$` at line ends;
+`(?-i:…)` insists on case. It is tried only on lines in which one of its `keywords` (literals, lower case) stands, so
+most of them cost nothing.
 """
 
 import functools
@@ -50,18 +51,21 @@ class Effect(StrEnum):
 
 
 class Reading:
-    """A text that many patterns are tried on, with its lines."""
+    """A text that many patterns are tried on, with its lines.
 
-    def __init__(self, text: str) -> None:
+    `vocabulary`: the keywords of all patterns that will be tried, looked up once; without it each pattern looks for its own.
+    """
+
+    def __init__(self, text: str, vocabulary: frozenset[str] | None = None) -> None:
         self.text = text
         self.lines = text.split("\n")
         self._lowered_lines = [line.lower() for line in self.lines]
         self._lowered = "\n".join(self._lowered_lines)
+        self._present = None if vocabulary is None else self._found(vocabulary)
 
-    def lines_with(self, keywords: tuple[str, ...]) -> list[int]:
+    def lines_with(self, keywords: frozenset[str]) -> list[int]:
         """Numbers of the lines in which one of `keywords` (lower case) stands."""
-        lowered = self._lowered
-        present = [keyword for keyword in keywords if keyword in lowered]
+        present = self._found(keywords) if self._present is None else self._present & keywords
         if not present:
             return []
         return [
@@ -69,6 +73,10 @@ class Reading:
             for number, line in enumerate(self._lowered_lines)
             if line and any(keyword in line for keyword in present)
         ]
+
+    def _found(self, keywords: frozenset[str]) -> frozenset[str]:
+        lowered = self._lowered
+        return frozenset([keyword for keyword in keywords if keyword in lowered])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +96,7 @@ class Pattern:
     against a match by matching the same line.
     """
 
-    keywords: tuple[str, ...]
+    keywords: frozenset[str]
     expression: re.Pattern[str]
     unless: re.Pattern[str] | None
 
@@ -97,7 +105,9 @@ class Pattern:
         numbers = reading.lines_with(self.keywords)
         if not numbers:
             return
-        candidates = self._spanning(reading) if "[\\s\\S]" in self.expression.pattern else self._single(reading, numbers)
+        candidates = (
+            self._spanning(reading) if "[\\s\\S]" in self.expression.pattern else self._single(reading, numbers)
+        )
         for match in candidates:
             if self.unless is None or not self.unless.search(match.line):
                 yield match
@@ -178,6 +188,15 @@ def signatures() -> tuple[Signature, ...]:
 def circumstances() -> tuple[Circumstance, ...]:
     """All circumstances. Raises ConfigurationError naming the entry when the file is not in order."""
     return read_circumstances(SIGNATURES_FILE.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def vocabulary(where: Where) -> frozenset[str]:
+    """The keywords of all patterns that are tried on this kind of reading; circumstances are told in status lines."""
+    patterns = [signature.pattern for signature in signatures() if signature.where is where]
+    if where is Where.STATUS:
+        patterns += [circumstance.pattern for circumstance in circumstances()]
+    return frozenset().union(*(pattern.keywords for pattern in patterns))
 
 
 @functools.cache
@@ -292,18 +311,20 @@ def _pattern(name: str, entry: dict[str, Any]) -> Pattern:
     if any(word != word.lower() for word in keywords):
         raise ConfigurationError(f"{name}: `keywords` must be lower case")
     return Pattern(
-        keywords=tuple(keywords),
+        keywords=frozenset(keywords),
         expression=_compiled(name, "pattern", entry.get("pattern")),
         unless=_compiled(name, "unless", entry["unless"]) if "unless" in entry else None,
     )
 
 
-def _compiled(name: str, part: str, expression: object) -> re.Pattern[str]:
-    if not isinstance(expression, str) or not expression:
-        raise ConfigurationError(f"{name}: `{part}` must be a regular expression")
+def _compiled(name: str, part: str, expressions: object) -> re.Pattern[str]:
+    alternatives: list[object] = expressions if isinstance(expressions, list) else [expressions]
+    texts = [expression for expression in alternatives if isinstance(expression, str) and expression]
+    if not texts or len(texts) != len(alternatives):
+        raise ConfigurationError(f"{name}: `{part}` must be a regular expression or a list of them")
     try:
-        return re.compile(expression, _FLAGS)
-    except re.error as error:
+        return re.compile("|".join(texts), _FLAGS)
+    except re.PatternError as error:
         raise ConfigurationError(f"{name}: `{part}` is not a valid regular expression: {error}") from error
 
 

@@ -19,7 +19,7 @@ MOST_PASSES = 4
 
 
 _PERSONAL = ("email", "ip")
-_MARKER = "[redacted:"
+_MARKED = re.compile(r"\[redacted:[a-z\-]{1,24}\]")
 
 
 class _Span(NamedTuple):
@@ -40,7 +40,7 @@ def redact(text: str) -> str:
             for start, end in regions
             for span in _found_in(text[start:end])
         ]
-        spans = _merged([span for span in found if _MARKER not in text[span.start : span.end]])
+        spans = _merged([span for span in found if not _MARKED.search(text, span.start, span.end)])
         if not spans:
             break
         text, regions = _replaced(text, spans)
@@ -53,7 +53,7 @@ def _replaced(text: str, spans: list[_Span]) -> tuple[str, list[tuple[int, int]]
     places: list[tuple[int, int]] = []
     position = length = 0
     for start, end, kind in spans:
-        marker = f"{_MARKER}{kind}]"
+        marker = f"[redacted:{kind}]"
         parts += (text[position:start], marker)
         length += start - position + len(marker)
         position = end

@@ -60,11 +60,8 @@ def diagnose(symptoms: Symptoms, evidence: Evidence) -> Diagnosis:
     text = without_planted_words(evidence.text)
     causes = tuple(without_planted_words(cause) for cause in evidence.causes)
     evidence = replace(evidence, text=text, causes=causes)
-    readings = {
-        Where.ANY: Reading(text),
-        Where.CAUSE: Reading("\n".join(causes)),
-        Where.STATUS: Reading(_status_text(symptoms)),
-    }
+    texts = {Where.ANY: text, Where.CAUSE: "\n".join(causes), Where.STATUS: _status_text(symptoms)}
+    readings = {where: Reading(read, knowledge.vocabulary(where)) for where, read in texts.items()}
     findings = sorted(_findings(symptoms, evidence, readings), key=lambda finding: finding.rank, reverse=True)
     best = findings[0]
     decided, sentence, deciding = _under(best, _circumstances(readings[Where.STATUS]))
@@ -108,7 +105,9 @@ def _finding(signature: Signature, match: Match, reading: Reading, evidence: Evi
         tier = _HINT
     elif verdict.decision is DecisionKind.SKIP and signature.weight is Weight.DECISIVE:
         tier = _HANDLED
-    elif tier < _DECISIVE and place == _ELSEWHERE and _LOW_LEVEL.search(match.line[:120]):
+    elif tier == _DECISIVE:
+        place = _ELSEWHERE  # decisive wherever it stands: the surer one wins
+    elif place == _ELSEWHERE and _LOW_LEVEL.search(match.line[:120]):
         tier = _HINT  # a log record below ERROR: the job went on after it
     words = (word.format(**match.found.groupdict()) for word in verdict.change_words)
     return Finding(
@@ -277,22 +276,23 @@ def _decided(best: Finding, decision: DecisionKind) -> Finding:
 # --- untrusted text --------------------------------------------------------------------------------------------------
 
 _INSTRUCTION = re.compile(
-    r"\b(?:ignore|disregard|forget|override) (?:all |any |the |your )?(?:\w+ )?"
+    r"<\|?/?(?:system|im_start|im_end|instructions?)\|?>"
+    r"|\b(?:(?:ignore|disregard|forget|override) (?:all |any |the |your )?(?:\w+ )?"
     r"(?:previous|prior|above|earlier|instructions|rules)\b"
-    r"|\b(?:SYSTEM|ASSISTANT|DEVELOPER)(?: prompt| message| override| note)?: "
-    r"|\byou are (?:now )?(?:the|an?) [\w -]{0,40}\b(?:agent|assistant|model|bot|triage|classifier)\b"
-    r"|\b(?:note|message|notice|hint|instructions?|attention|info)\b[ :]{1,2}(?:to|for) (?:the |any |all )?(?:\w+ )?"
+    r"|(?:SYSTEM|ASSISTANT|DEVELOPER)(?: prompt| message| override| note)?: "
+    r"|you are (?:now )?(?:the|an?) [\w -]{0,40}\b(?:agent|assistant|model|bot|triage|classifier)\b"
+    r"|(?:note|message|notice|hint|instructions?|attention|info)\b[ :]{1,2}(?:to|for) (?:the |any |all )?(?:\w+ )?"
     r"(?:automation|automations|agents?|ai|assistants?|triage|bots?|llm|responder|classifier|robots?)\b"
-    r"|\b(?:automation|triage|agent|bot|assistant|llm)s?\b[:,] ?"
+    r"|(?:automation|triage|agent|bot|assistant|llm)s?\b[:,] ?"
     r"(?:please|set|do|must|should|choose|answer|retry|skip|escalate|mark)\b"
-    r"|\b(?:decision|verdict|recommend(?:ed|ation)|classification|label|action|category|answer|diagnosis)\b"
+    r"|(?:decision|verdict|recommend(?:ed|ation)|classification|label|action|category|answer|diagnosis)\b"
     r"[\"']? ?(?:[:=]|must be|should be|is) ?[\"']?(?:RETRY|RETRY_WITH_PARAMS|ESCALATE(?:_EMAIL)?|SKIP)\b"
-    r"|\b(?:mark|treat|classify|label|report|record|answer) (?:this|it|the (?:run|failure|error|job)) as\b"
-    r"|\b(?:always|just|simply|kindly|automatically) (?:retry|repair|skip|escalate|rerun|re-run)\b"
-    r"|\b(?:do not|don't|never|no need to) (?:repair|escalate|page|alert|skip|e-?mail|notify|wake)\b"
-    r"|\b(?:rerun|retry|repair|restart) with (?:[\w:.]+_up|availability_on_demand|more_|other_|spark_conf|param)\w*"
-    r"|\b(?:automation|ai|triage|bot|agent)s? (?:notice|note|message|hint|instructions?|agents?|override)\b"
-    r"|<\|?/?(?:system|im_start|im_end|instructions?)\|?>",
+    r"|(?:mark|treat|classify|label|report|record|answer) (?:this|it|the (?:run|failure|error|job)) as\b"
+    r"|(?:always|just|simply|kindly|automatically) (?:retry|repair|skip|escalate|rerun|re-run)\b"
+    r"|(?:do not|don't|never|no need to) (?:repair|escalate|page|alert|skip|e-?mail|notify|wake)\b"
+    r"|(?:rerun|retry|repair|restart) with (?:[\w:.]+_up|availability_on_demand|more_|other_|spark_conf|param)\w*"
+    r"|(?:automation|ai|triage|bot|agent)s? (?:notice|note|message|hint|instructions?|agents?|override)\b"
+    r")",
     re.IGNORECASE,
 )
 
@@ -350,7 +350,7 @@ _QUOTED = re.compile(rf"({_STATUS_KEY})?(\"[^\"\n]{{0,2000}}\"|(?<![\w])'[^'\n]{
 
 
 def _status_text(symptoms: Symptoms) -> str:
-    """What the platform or a scheduler said: no records or prints of the job itself, no quoted data, no planted words."""
+    """What the platform or a scheduler said: no records of the job itself, no quoted data, no planted words."""
     error = symptoms.error
     if len(error) > STATUS_LIMIT:
         error = f"{error[: STATUS_LIMIT // 2]}\n{error[-STATUS_LIMIT // 2 :]}"

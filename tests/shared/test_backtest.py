@@ -96,7 +96,8 @@ def test_a_run_that_its_parent_looks_after_is_left_alone() -> None:
 
 
 def test_the_worst_task_decides() -> None:
-    code = build_task_failure(task_key="b", symptoms=build_symptoms(error="ModuleNotFoundError: No module named 'x'"))
+    missing = build_symptoms(error="ModuleNotFoundError: No module named 'x'", error_trace="")
+    code = build_task_failure(task_key="b", symptoms=missing)
 
     judged = decision_about(build_run_facts(failures=(build_task_failure(), code)))
 

@@ -221,7 +221,7 @@ def test_facts_of_a_failed_run(service: Service) -> None:
     assert (facts.job.name, facts.job.declared_parameters) == ("orders-daily", {"date": "today"})
     assert facts.tags == {"failure-agent": "full"}
     assert (facts.newer_runs, facts.parent) == ((), "")
-    assert service.connector.calls == 6  # run, output, cluster, its events, job, newer runs
+    assert service.connector.calls == 7  # run, output, cluster, its events, job, newer runs, node types
 
 
 def test_newer_runs_and_a_deleted_job(service: Service, time_of_workspace: FakeClock) -> None:

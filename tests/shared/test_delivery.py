@@ -316,8 +316,8 @@ def break_service(world: World, service: str, *, until: datetime) -> None:
         setattr(part, name, down_until(world.clock, until, getattr(part, name)))
 
 
-CLOUD_FAILURE = build_task_failure(
-    symptoms=build_symptoms(error="", error_trace="", termination_code="CLOUD_FAILURE", termination_type="CLOUD_FAILURE")
+CONNECTION_RESET = build_task_failure(
+    symptoms=build_symptoms(error="java.net.SocketException: Connection reset", error_trace="")
 )
 PEOPLE_MUST_MEND = frozenset({2, 4, 6})
 RUNS = range(1, 7)
@@ -332,7 +332,7 @@ def world_with_six_active_runs() -> tuple[World, Callable[[], None]]:
         run = build_run_state(run_id=run_id, job_id=run_id, start_time=NOW)
         tags = {IDEMPOTENT_TAG: "false"} if run_id in PEOPLE_MUST_MEND else {}
         runs.put(
-            build_run_facts(run=run, job=build_job_facts(job_id=run_id, tags=tags), failures=(CLOUD_FAILURE,))
+            build_run_facts(run=run, job=build_job_facts(job_id=run_id, tags=tags), failures=(CONNECTION_RESET,))
         )
         runs.put_running(run)
     world.agent.find_failures()

@@ -1,103 +1,269 @@
-"""What a retry may change, and how far."""
+"""A job is edited where planned and nowhere else, and put back to the byte unless somebody changed it meanwhile."""
+
+import copy
+import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.domain import Change, ChangeKind, RunFacts
-from shared.triage.changes import HIGHEST_TIMEOUT_SECONDS, next_value, parameters_of, settle, suggested
-from tests.builders import build_job_facts, build_run_facts, build_run_state
+from local.databricks.job_settings import updated
+from shared.domain import Change, ChangeKind, Json, SettingChange
+from shared.triage.change_plan import CannotChange, ChangeBounds, plan
+from shared.triage.changes import (
+    JobEdit,
+    cost_factor,
+    edits_job,
+    holder_of,
+    is_applied,
+    parameters_of,
+    performance_target,
+    restore_body,
+    suggested,
+    update_body,
+    value_at,
+)
+from tests.shared.triage.clusters import a_cluster, a_failure, a_job, facts_of
+from tests.shared.triage.test_change_plan import some_failures, some_jobs, some_words
+
+MEMORY = Change(ChangeKind.WORKER_MEMORY_UP)
+NODE_TYPE = ("new_cluster", "node_type_id")
+MAX_RESULT = ("new_cluster", "spark_conf", "spark.driver.maxResultSize")
 
 
-def facts(declared: dict[str, str], given_to_run: dict[str, str] | None = None) -> RunFacts:
-    return build_run_facts(
-        job=build_job_facts(declared_parameters=declared), run=build_run_state(job_parameters=given_to_run or {})
+def a_change(
+    path: tuple[str, ...] = NODE_TYPE, old: Any = "Standard_E8ds_v5", new: Any = "big", target: str = "job_cluster:main"
+) -> SettingChange:
+    return SettingChange(MEMORY, target, path, old, new, "")
+
+
+def sent(edit: JobEdit | None, settings: Json) -> Json:
+    """The settings after jobs/update."""
+    assert edit is not None
+    body = json.loads(json.dumps(edit.new_settings))
+    return updated(settings, body, list(edit.fields_to_remove))
+
+
+def planned(settings: Json, *words: str, tasks: tuple[str, ...] = ("load",)) -> tuple[SettingChange, ...]:
+    changes = plan(
+        [Change.from_word(word) for word in words], facts_of(settings, *map(a_failure, tasks)), ChangeBounds()
+    )
+    assert not isinstance(changes, CannotChange), changes
+    return changes
+
+
+def test_the_whole_raw_entry_is_sent_and_no_other() -> None:
+    job = a_job()
+
+    edit = update_body([a_change(new="big")], job)
+
+    main = job["job_clusters"][1]
+    assert edit == JobEdit({"job_clusters": [{**main, "new_cluster": {**main["new_cluster"], "node_type_id": "big"}}]})
+
+
+def test_several_changes_of_one_entry_are_one_entry() -> None:
+    changes = planned(a_job(), "worker_memory_up", "more_disk", "driver_memory_up", "spark_conf:spark.network.timeout")
+
+    edit = update_body(changes, a_job())
+
+    assert edit
+    assert list(edit.new_settings) == ["job_clusters"]
+    (entry,) = edit.new_settings["job_clusters"]
+    assert entry["new_cluster"] == a_cluster(
+        node_type_id="Standard_E16ds_v5",
+        driver_node_type_id="Standard_E16ds_v5",
+        enable_elastic_disk=True,
+        spark_conf={"spark.network.timeout": "240s"},
     )
 
 
-def param(name: str, value: str | None = None) -> Change:
-    return Change(ChangeKind.PARAM, name, value)
+def test_a_timeout_of_the_job_is_sent_alone() -> None:
+    job = a_job(timeout_seconds=60)
+    changes = planned(job, "timeout_up")
+
+    edit = update_body(changes, job)
+
+    assert edit == JobEdit({"timeout_seconds": 120})
+    assert restore_body(changes, sent(edit, job)) == (JobEdit({"timeout_seconds": 60}), ())
+
+
+def test_what_is_sent_with_the_repair_does_not_edit_the_job() -> None:
+    parameter = SettingChange(Change(ChangeKind.PARAM, "n", "5"), "parameter:n", (), "10", "5", "")
+    target = SettingChange(Change(ChangeKind.TIMEOUT_UP), "repair", ("performance_target",), None, "FAST", "")
+
+    assert not edits_job([parameter, target])
+    assert parameters_of([parameter, target]) == {"n": "5"}
+    assert performance_target([parameter, target]) == "FAST"
+    assert performance_target([parameter]) is None
+    assert update_body([parameter, target], a_job()) == JobEdit({})
+    assert restore_body([parameter, target], a_job()) == (None, ())
+    assert is_applied([parameter, target], a_job())
+    assert edits_job([parameter, a_change()])
+
+
+def test_the_price_of_one_cluster_multiplies_and_that_of_several_does_not() -> None:
+    def priced(target: str, factor: float) -> SettingChange:
+        return SettingChange(MEMORY, target, (str(factor),), 1, 2, "", factor)
+
+    assert cost_factor([]) == 1
+    assert cost_factor([priced("task:a", 2), priced("task:a", 1.5), priced("task:b", 2.5)]) == 3
 
 
 @pytest.mark.parametrize(
-    ("name", "current", "want"),
+    "change",
     [
-        ("batch_size", "1000", "500"),
-        ("batch_size", "3", "1"),
-        ("batch_size", "1", None),
-        ("BATCH_SIZE", "10", "5"),
-        ("chunk_rows", "8", "4"),
-        ("max_parallel", "16", "8"),
-        ("concurrency", "4", "2"),
-        ("num_threads", "2", "1"),
-        ("workers", "0", None),
-        ("fetch_rows", "-4", None),
-        ("timeout_seconds", "600", "1200"),
-        ("max_wait", "1", "2"),
-        ("fetch_timeout", "30", "60"),
-        ("timeout", "50000", str(HIGHEST_TIMEOUT_SECONDS)),
-        ("timeout", str(HIGHEST_TIMEOUT_SECONDS), None),
-        ("timeout", "0", None),
-        ("timeout", "-1", None),
-        ("batch_size", "all", None),
-        ("batch_size", "", None),
-        ("batch_size", "1.5", None),
-        ("batch_size", "9" * 5000, None),
-        ("day", "20", None),
+        a_change(old="another"),
+        a_change(target="job_cluster:gone"),
+        a_change(target="task:gone"),
+        a_change(path=(*MAX_RESULT[:-1], "spark.x"), old="1", new="2"),
+        a_change(path=("timeout_seconds",), target="job", old=5, new=10),
     ],
 )
-def test_the_value_to_try_next(name: str, current: str, want: str | None) -> None:
-    assert next_value(name, current) == want
+def test_a_job_that_somebody_changed_since_the_decision_is_not_edited(change: SettingChange) -> None:
+    assert update_body([change], a_job()) is None
+    assert not is_applied([change], a_job())
 
 
-@given(name=st.sampled_from(["batch_size", "threads", "timeout", "wait", "day"]), number=st.integers())
-def test_sizes_only_shrink_and_waits_only_grow_to_the_bound(name: str, number: int) -> None:
-    value = next_value(name, str(number))
+def test_an_edit_that_has_landed_already_is_seen() -> None:
+    changes = planned(a_job(), "worker_memory_up", "more_disk")
+    edited = sent(update_body(changes, a_job()), a_job())
 
-    if value is not None and name in ("timeout", "wait"):
-        assert number < int(value) <= min(2 * number, HIGHEST_TIMEOUT_SECONDS)
-    elif value is not None:
-        assert 1 <= int(value) < number
-
-
-def test_the_value_that_the_run_had_is_changed_not_the_default_of_the_job() -> None:
-    settled = settle((param("batch_size"),), facts({"batch_size": "1000"}, {"batch_size": "200"}))
-
-    assert settled == (param("batch_size", "100"),)
+    assert not is_applied(changes, a_job())
+    assert is_applied(changes, edited)
+    assert sent(update_body(changes, edited), edited) == edited
 
 
-@pytest.mark.parametrize(
-    ("changes", "declared"),
-    [
-        ((), {"batch_size": "1000"}),
-        ((param("batch_size"),), {}),
-        ((param("batch_size"),), {"batch_size": "one"}),
-        ((param("batch_size"), param("other_size")), {"batch_size": "1000"}),
-        ((Change(ChangeKind.WORKER_MEMORY_UP),), {"batch_size": "1000"}),
-        ((param("batch_size"), Change(ChangeKind.MORE_DISK)), {"batch_size": "1000"}),
-        ((Change(ChangeKind.SPARK_CONF, "batch_size"),), {"batch_size": "1000"}),
-    ],
-    ids=["no change", "not declared", "no number", "one of two declared", "cluster", "parameter and cluster", "conf"],
-)
-def test_what_cannot_be_carried_out_whole_is_not_carried_out(
-    changes: tuple[Change, ...], declared: dict[str, str]
-) -> None:
-    assert settle(changes, facts(declared)) is None
+def test_a_restore_leaves_alone_what_somebody_else_changed_and_puts_back_the_rest() -> None:
+    changes = planned(a_job(), "worker_memory_up", "more_disk")
+    edited = sent(update_body(changes, a_job()), a_job())
+    edited["job_clusters"][1]["new_cluster"]["node_type_id"] = "Standard_L8s_v3"
+
+    edit, foreign = restore_body(changes, edited)
+
+    assert [change.path[-1] for change in foreign] == ["node_type_id"]
+    assert sent(edit, edited)["job_clusters"][1]["new_cluster"] == a_cluster(node_type_id="Standard_L8s_v3")
 
 
-def test_the_model_cannot_choose_the_value() -> None:
-    settled = settle((param("batch_size", "999999999"),), facts({"batch_size": "1000"}))
+def test_a_job_that_is_restored_already_needs_nothing() -> None:
+    changes = planned(a_job(), "worker_memory_up", "more_disk")
 
-    assert settled == (param("batch_size", "500"),)
-
-
-def test_a_run_without_a_job_has_nothing_to_change() -> None:
-    assert settle((param("batch_size"),), build_run_facts(job=None)) is None
+    assert restore_body(changes, a_job()) == (None, ())
 
 
-def test_parameters_and_suggestions() -> None:
-    changes = (param("batch_size", "500"), Change(ChangeKind.WORKER_MEMORY_UP), param("open"))
+@pytest.mark.parametrize("gone", ["job_clusters", "tasks"])
+def test_an_entry_that_is_gone_is_somebody_elses_change(gone: str) -> None:
+    task = "load" if gone == "job_clusters" else "report"
+    changes = planned(a_job(), "worker_memory_up", tasks=(task,))
 
-    assert parameters_of(changes) == {"batch_size": "500"}
+    edit, foreign = restore_body(changes, a_job(**{gone: []}))
+
+    assert edit is None
+    assert foreign == changes
+
+
+def test_a_spark_setting_that_somebody_adds_meanwhile_stays() -> None:
+    changes = planned(a_job(), "spark_conf:spark.driver.maxResultSize")
+    edited = sent(update_body(changes, a_job()), a_job())
+    edited["job_clusters"][1]["new_cluster"]["spark_conf"]["spark.theirs"] = "1"
+
+    edit, foreign = restore_body(changes, edited)
+
+    assert foreign == ()
+    assert sent(edit, edited)["job_clusters"][1]["new_cluster"]["spark_conf"] == {"spark.theirs": "1"}
+
+
+def test_a_top_level_field_that_was_absent_is_removed_again() -> None:
+    change = a_change(path=("timeout_seconds",), target="job", old=None, new=60)
+    edited = sent(update_body([change], a_job()), a_job())
+
+    edit, _ = restore_body([change], edited)
+
+    assert edit == JobEdit({}, ("timeout_seconds",))
+    assert sent(edit, edited) == a_job()
+
+
+def test_suggestions() -> None:
+    changes = (Change(ChangeKind.PARAM, "batch_size", "500"), MEMORY, Change(ChangeKind.PARAM, "open"))
+
     assert suggested(changes) == {"param:batch_size": "500", "worker_memory_up": "", "param:open": ""}
     assert suggested(()) is None
+
+
+# Whatever the job looks like
+
+
+@st.composite
+def leases(draw: st.DrawFn) -> tuple[Json, tuple[SettingChange, ...]]:
+    """A job and a plan that is possible on it."""
+    job = draw(some_jobs())
+    wanted = [Change.from_word(word) for word in draw(some_words)]
+    failures = map(a_failure, draw(some_failures))
+    changes = plan(wanted, facts_of(job, *failures), ChangeBounds(max_cost_factor=100), tried=draw(some_words))
+    return job, () if isinstance(changes, CannotChange) else changes
+
+
+@given(leases())
+def test_edit_and_restore_give_the_job_back_to_the_byte(lease: tuple[Json, tuple[SettingChange, ...]]) -> None:
+    job, changes = lease
+    text = json.dumps(job, sort_keys=True)
+
+    edited = sent(update_body(changes, job), job)
+    edit, foreign = restore_body(changes, edited)
+
+    assert is_applied(changes, edited)
+    assert (edit is not None) == edits_job(changes)
+    assert foreign == ()
+    assert json.dumps(sent(edit, edited) if edit else edited, sort_keys=True) == text
+    assert json.dumps(job, sort_keys=True) == text, "the settings given are not touched"
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Every value of nested objects and arrays by its path."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = {k: v for name, inner in items for k, v in leaves(inner, (*path, str(name))).items()}
+    return found or {path: value}
+
+
+@given(leases())
+def test_nothing_but_the_planned_values_is_touched(lease: tuple[Json, tuple[SettingChange, ...]]) -> None:
+    job, changes = lease
+
+    before, after = leaves(job), leaves(sent(update_body(changes, job), job))
+
+    different = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    names = {change.path[-1] for change in changes if change.edits_job}
+    assert all(names & set(path) for path in different)
+    expected = copy.deepcopy(job)
+    for change in changes:
+        if change.edits_job and (holder := holder_of(expected, change.target)):
+            inner: Any = holder
+            for name in change.path[:-1]:
+                inner = inner.setdefault(name, {})
+            inner[change.path[-1]] = change.new
+    assert leaves(expected) == after
+
+
+@given(leases(), st.data())
+def test_a_foreign_value_is_never_overwritten(
+    lease: tuple[Json, tuple[SettingChange, ...]], data: st.DataObject
+) -> None:
+    job, changes = lease
+    leased = [change for change in changes if change.edits_job and change.path[-1] != "spark_conf"]
+    if not leased:
+        return
+    edited = sent(update_body(changes, job), job)
+    theirs = data.draw(st.lists(st.sampled_from(leased), min_size=1, unique_by=lambda change: change.path))
+    for change in theirs:
+        holder: Any = holder_of(edited, change.target)
+        for name in change.path[:-1]:
+            holder = holder[name]
+        holder[change.path[-1]] = "theirs"
+
+    edit, foreign = restore_body(changes, edited)
+
+    restored = sent(edit, edited) if edit else edited
+    assert set(map(id, foreign)) == set(map(id, theirs))
+    for change in leased:
+        current = value_at(holder_of(restored, change.target) or {}, change.path)
+        assert current == ("theirs" if change in theirs else change.old)

@@ -50,6 +50,7 @@ def outcome(label: DecisionKind, decision: DecisionKind, *accept: DecisionKind, 
     ],
 )
 def test_what_one_outcome_counts_as(
+    *,
     label: DecisionKind,
     accept: tuple[DecisionKind, ...],
     decision: DecisionKind,

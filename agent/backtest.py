@@ -245,7 +245,7 @@ def show(found: Backtest) -> None:
 
 def savings_table(figures: Findings) -> Table:
     most, sure = figures.saved_upper_bound, figures.confirmed
-    table = Table("", "Runs", "Hours", title="What repairs by themselves could have saved", title_justify="left")
+    table = Table("", "Runs", "Hours", title="What automatic repair could have saved", title_justify="left")
     table.add_row("At most", str(most.runs), f"{most.hours:g}")
     table.add_row("of these confirmed", str(sure.runs), f"{sure.hours:g}")
     waited = figures.by_hand_median_hours

@@ -262,15 +262,16 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 
 def show(measured: Report, answers: Sequence[Answer]) -> None:
-    """The report for people."""
+    """The report for people. Without labels: the decisions alone."""
     if measured.cases:
         show_figures(measured, outcomes_of(answers))
         show_labels(measured)
         show_confusion(measured)
-    else:
-        messages.print("No line has a label: nothing is measured, the decisions are below.")
     show_cost(answers)
-    show_cases([answer for answer in answers if not is_right(answer)], "wrong" if measured.cases else "decided")
+    if measured.cases:
+        show_cases([answer for answer in answers if answer.line.case and not is_right(answer)], "wrong")
+    else:
+        show_cases(answers, "decided; none has a label, so nothing is measured")
 
 
 def is_right(answer: Answer) -> bool:

@@ -64,6 +64,16 @@ class ServiceBusActionQueues:
                 self._discard(queue)
                 raise
 
+    def check(self, names: Sequence[str]) -> None:
+        """Open a link to each queue. Raises what `send` raises; sends nothing."""
+        for queue in names:
+            with self._lock, translated_errors(queue):
+                try:
+                    self._sender(queue).create_message_batch()
+                except BaseException:
+                    self._discard(queue)
+                    raise
+
     def close(self) -> None:
         """Close all connections; a later send opens new ones."""
         with self._lock:

@@ -100,21 +100,23 @@ def _services() -> Services:
 def build(settings: "Settings") -> Services:
     """All parts for the given settings; clients connect on first use."""
     from shared.action_queues import ServiceBusActionQueues
-    from shared.databricks_agent import DatabricksAgent
+    from shared.databricks_agent import DatabricksAgent, new_guid, utc_now
     from shared.databricks_connector import DatabricksConnector
     from shared.decision_history import TableDecisionHistory
     from shared.delivery import MessageDelivery
     from shared.email_notifier import EmailNotifier
     from shared.error_decision_engine import ErrorDecisionEngine
+    from shared.learning import Learning
 
     history = TableDecisionHistory(settings)
     queues = ServiceBusActionQueues(settings)
     openai = openai_client(settings)
+    learning = Learning(history, settings, utc_now, new_guid)
     agent = DatabricksAgent(
         openai,
         DatabricksConnector(settings),
         EmailNotifier(settings),
-        ErrorDecisionEngine(openai, settings=settings),
+        ErrorDecisionEngine(openai, settings=settings, learning=learning),
         settings=settings,
         history=history,
         queues=queues,

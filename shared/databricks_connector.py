@@ -127,6 +127,10 @@ class DatabricksConnector:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
+    def newer_runs(self, workspace: str, job_id: int, *, started_after: datetime) -> tuple[NewerRun, ...]:
+        """Runs of the job that started after the time, the newest 25: one call."""
+        return _read_runs_of_job(self._workspace(workspace), job_id, started_after)
+
     def _node_types_for(self, api: WorkspaceApi, failures: tuple[TaskFailure, ...]) -> tuple[NodeType, ...]:
         """The workspace's node types where a failed task ran on a cluster that its job defines; kept for an hour.
 
@@ -271,9 +275,12 @@ def _read_newer_runs(api: WorkspaceApi, run: RunState) -> tuple[NewerRun, ...]:
     """The latest runs (at most 25) of the job that started after this one."""
     if run.job_id is None or run.run_type in ("SUBMIT_RUN", "WORKFLOW_RUN"):
         return ()
-    start = _milliseconds(run.start_time) + 1
-    query = {"job_id": run.job_id, "start_time_from": start, "limit": RUNS_PER_PAGE}
-    return databricks_runs.newer_runs(api.get(f"{JOBS}/runs/list", query).get("runs", []), run)
+    return _read_runs_of_job(api, run.job_id, run.start_time)
+
+
+def _read_runs_of_job(api: WorkspaceApi, job_id: int, started_after: datetime) -> tuple[NewerRun, ...]:
+    query = {"job_id": job_id, "start_time_from": _milliseconds(started_after) + 1, "limit": RUNS_PER_PAGE}
+    return databricks_runs.newer_runs(api.get(f"{JOBS}/runs/list", query).get("runs", []), started_after)
 
 
 def _read_failures(api: WorkspaceApi, raw: Json, run: RunState, pool: ThreadPoolExecutor) -> tuple[TaskFailure, ...]:

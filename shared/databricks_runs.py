@@ -333,8 +333,8 @@ def _event_line(event: Json) -> str:
     return " ".join(clean_text(word) for word in (event.get("type"), reason) if word)
 
 
-def newer_runs(raws: Iterable[Json], run: RunState) -> tuple[NewerRun, ...]:
-    """The rows of jobs/runs/list that started after the run."""
+def newer_runs(raws: Iterable[Json], started_after: datetime) -> tuple[NewerRun, ...]:
+    """The rows of jobs/runs/list that started after the time."""
     return tuple(
         NewerRun(
             run_id=int(raw["run_id"]),
@@ -343,7 +343,7 @@ def newer_runs(raws: Iterable[Json], run: RunState) -> tuple[NewerRun, ...]:
             job_parameters=_job_parameters(raw),
         )
         for raw in raws
-        if int(raw["run_id"]) != run.run_id and _start_time(raw) > run.start_time
+        if _start_time(raw) > started_after
     )
 
 

@@ -103,8 +103,8 @@ class Change:
 class SettingChange:
     """One value that a retry uses instead of another: in the job's settings while it runs, or for the repair alone.
 
-    `change` is what was asked for. `target` is `job_cluster:KEY`, `task:KEY`, `job` (their entry in the job's settings),
-    `parameter:NAME` or `repair` (the last two are sent with the repair and leave the job untouched); `path` leads from
+    `change` is what was asked for. `target` is `job_cluster:KEY`, `task:KEY`, `job` (their entry in the job's
+    settings), `parameter:NAME` or `repair` (these are sent with the repair, the job is untouched); `path` leads from
     the target to the value. `old` and `new` are raw JSON; None = absent. `why` is one sentence for people.
     `cost_factor` is the price of the compute for the same time by this change alone: 1.0 = the same, 2.0 = double.
     """

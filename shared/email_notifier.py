@@ -155,9 +155,12 @@ def operation_id(key: str) -> str:
 
 def message_of(mail: EscalationMail | DigestMail, *, sender: str) -> Json:
     """The request body of the service: sender, recipients, subject, text and HTML part, key header."""
-    is_digest = isinstance(mail, DigestMail)
-    subject, text, html = render_digest(mail) if is_digest else render(mail)
-    run_id, job_id = ("", "") if is_digest else (str(mail.run_id), str(mail.job_id or ""))
+    if isinstance(mail, DigestMail):
+        subject, text, html = render_digest(mail)
+        run_id, job_id = "", ""
+    else:
+        subject, text, html = render(mail)
+        run_id, job_id = str(mail.run_id), str(mail.job_id or "")
     return {
         "senderAddress": sender,
         "recipients": {"to": [{"address": address} for address in dict.fromkeys(mail.recipients)]},

@@ -164,13 +164,7 @@ class Incidents:
         self._admission.note_outcome(incident.workspace, retry_key(incident, attempt), succeeded=worked)
         decision = incident.decision
         if decision and attempt.outcome in (AttemptOutcome.RECOVERED, AttemptOutcome.FAILED_AGAIN):
-            self._learning.note_result(
-                incident.workspace,
-                decision.fingerprint,
-                decision.decision,
-                tuple(change.word for change in decision.changes),
-                worked=worked,
-            )
+            self._learning.note_result(incident.workspace, retry_key(incident, attempt), decision, worked=worked)
 
     def escalate(self, incident: Incident, why: str, *, rule: str = "not_possible") -> None:
         """Turn to people what could not be done; an attempt that never became an effect does not count."""

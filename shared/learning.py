@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from shared.domain import DecisionKind, Diagnosis
+from shared.domain import Decision, Diagnosis
 from shared.errors import ConflictError
 from shared.ports import DecisionHistory
 from shared.settings import Settings
@@ -38,11 +38,13 @@ class Learning:
     def keep_answer(self, workspace: str, fingerprint: str, answer: Diagnosis | None) -> None:
         self._change(workspace, fingerprint, lambda known: experience.note_answer(known, answer, self._now()))
 
-    def note_result(
-        self, workspace: str, fingerprint: str, decision: DecisionKind, changes: tuple[str, ...], *, worked: bool
-    ) -> None:
+    def note_result(self, workspace: str, key: str, decision: Decision, *, worked: bool) -> None:
+        """Keep how the retry of that name went."""
+        words = tuple(change.word for change in decision.changes)
         self._change(
-            workspace, fingerprint, lambda known: experience.note_result(known, decision, changes, worked=worked)
+            workspace,
+            decision.fingerprint,
+            lambda known: experience.note_result(known, key, decision.decision, words, worked=worked),
         )
 
     def reserve_tokens(self, characters: int) -> bool:

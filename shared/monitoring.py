@@ -1,4 +1,4 @@
-"""One pass without queues: the parts that stand in for them, and the summary that is returned. Pure but for the list."""
+"""One pass without queues: what stands in for them, and the summary that is returned. Pure but for the list."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence

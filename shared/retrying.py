@@ -43,7 +43,7 @@ class Retrying:
         *,
         may_start_runs: bool = True,
     ) -> None:
-        """`may_start_runs` False = only repairs: without a lasting history nothing counts how many runs were started."""
+        """`may_start_runs` False = only repairs: without a lasting history nothing counts the runs started."""
         self._parts = parts
         self._incidents = incidents
         self._admission = admission

@@ -14,7 +14,6 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from shared import ports
-from shared.decision_history import InMemoryDecisionHistory
 from shared.domain import (
     Diagnosis,
     DigestMail,
@@ -29,6 +28,7 @@ from shared.domain import (
     RunSummary,
 )
 from shared.errors import RepairRefusedError, RunNotFoundError, TransientError
+from shared.memory_history import InMemoryDecisionHistory
 from shared.ports import OutgoingMessage
 from tests.builders import NOW, WORKSPACE, build_run_facts, build_run_state
 

@@ -348,10 +348,12 @@ def _set_spark_conf(draft: _Draft, cluster: _Cluster, change: Change) -> None:
         )
     settled = replace(change, value=value)
     why = "The value there was did not do for this run."
-    if conf == {}:  # so that it is an empty object again afterwards, and not gone
-        draft.edit_cluster(cluster, settled, ("spark_conf",), {name: value}, why)
+    path = ("spark_conf",)
+    if conf == {} or (cluster.target, (*cluster.path, *path)) in draft.changes:
+        # An empty object is replaced whole, so that it is there again afterwards, empty.
+        draft.edit_cluster(cluster, settled, path, {**(conf or {}), name: value}, why)
     else:
-        draft.edit_cluster(cluster, settled, ("spark_conf", name), value, why)
+        draft.edit_cluster(cluster, settled, (*path, name), value, why)
 
 
 CLUSTER_STEPS: Mapping[ChangeKind, Callable[[_Draft, _Cluster, Change], None]] = {

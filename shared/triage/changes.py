@@ -18,7 +18,7 @@ KEYS = {"tasks": "task_key", "job_clusters": "job_cluster_key"}
 
 @dataclass(frozen=True, slots=True)
 class JobEdit:
-    """What jobs/update is to be sent. Of `tasks` and `job_clusters` the entries that change, whole and raw, no others."""
+    """What jobs/update is to be sent. Of `tasks` and `job_clusters` only the entries that change, whole and raw."""
 
     new_settings: Json
     fields_to_remove: tuple[str, ...] = ()

@@ -12,6 +12,8 @@ from shared.domain import Category, Change, DecisionKind, Diagnosis
 SURE = 0.6
 """From this confidence on the rules decide alone where `AI_MODE` is `unsure`."""
 
+REMEMBERED = 50
+
 ENOUGH = 2
 """So often a fix must have worked, or failed, before it counts."""
 
@@ -28,13 +30,17 @@ class Fix:
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """All that is known of one fingerprint in one workspace. `answer` is the model's latest, None where it was void."""
+    """All that is known of one fingerprint in one workspace.
+
+    `answer` is the model's latest, None where it was void. `counted` names the latest retries that are in `fixes`.
+    """
 
     workspace: str
     fingerprint: str
     fixes: tuple[Fix, ...] = ()
     answer: Diagnosis | None = None
     asked_at: datetime | None = None
+    counted: tuple[str, ...] = ()
     write_guid: str = ""
     etag: str = ""
 
@@ -57,12 +63,17 @@ def note_answer(known: Experience, answer: Diagnosis | None, now: datetime) -> E
     return replace(known, answer=answer, asked_at=now)
 
 
-def note_result(known: Experience, decision: DecisionKind, changes: tuple[str, ...], *, worked: bool) -> Experience:
-    """Add how one retry went."""
+def note_result(
+    known: Experience, key: str, decision: DecisionKind, changes: tuple[str, ...], *, worked: bool
+) -> Experience:
+    """Add how the retry of that name went; saying so again changes nothing."""
+    if key in known.counted:
+        return known
     before = next((fix for fix in known.fixes if (fix.decision, fix.changes) == (decision, changes)), None)
     fix = before or Fix(decision, changes)
     fix = replace(fix, worked=fix.worked + worked, failed=fix.failed + (not worked))
-    return replace(known, fixes=(*(other for other in known.fixes if other is not before), fix))
+    others = (other for other in known.fixes if other is not before)
+    return replace(known, fixes=(*others, fix), counted=(*known.counted, key)[-REMEMBERED:])
 
 
 def weigh(diagnosis: Diagnosis, known: Experience) -> Diagnosis:

@@ -53,7 +53,7 @@ class Effect(StrEnum):
 class Reading:
     """A text that many patterns are tried on, with its lines.
 
-    `vocabulary`: the keywords of all patterns that will be tried, looked up once; without it each pattern looks for its own.
+    `vocabulary`: the keywords of all patterns that will be tried, looked up once; without it each looks for its own.
     """
 
     def __init__(self, text: str, vocabulary: frozenset[str] | None = None) -> None:

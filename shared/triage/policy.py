@@ -9,7 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from shared.domain import Attempt, AttemptOutcome, Change, DecisionKind, Diagnosis, Mode, RunFacts, SettingChange
+from shared.domain import (
+    Attempt,
+    AttemptOutcome,
+    Change,
+    DecisionKind,
+    Diagnosis,
+    Mode,
+    NewerRun,
+    RunFacts,
+    RunState,
+    SettingChange,
+)
 from shared.triage.change_plan import CannotChange, ChangeBounds, plan
 from shared.triage.changes import asked_for
 
@@ -114,9 +125,13 @@ def restarts_itself(facts: RunFacts, _: Limits) -> StandDown | None:
 
 
 def superseded(facts: RunFacts, _: Limits) -> StandDown | None:
+    return newer_run_does_it(facts.run, facts.newer_runs)
+
+
+def newer_run_does_it(run: RunState, newer_runs: Sequence[NewerRun]) -> StandDown | None:
     """A newer run of the same job with the same parameters did, or is doing, this run's work."""
-    for newer in facts.newer_runs:
-        if dict(newer.job_parameters) != dict(facts.run.job_parameters):
+    for newer in newer_runs:
+        if newer.run_id == run.run_id or dict(newer.job_parameters) != dict(run.job_parameters):
             continue
         if newer.result_state == "SUCCESS":
             return StandDown("newer_run_succeeded", f"The newer run {newer.run_id} of the job succeeded.")

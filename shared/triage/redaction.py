@@ -429,12 +429,12 @@ _IPV6 = re.compile(
     r"(?:%\w{1,12})?(?![\w:])"
 )
 _VERSION_BEFORE = re.compile(
-    r"(?:\bv|\bver\.?|version|release|runtime|\bdbr|build|upgrad\w{1,4}(?: from)?|"
-    r"\b(?:java|jdk|python|scala|spark|photon|delta|hadoop|hive|kafka|node|odbc)|jdbc\d?|oracle(?: database)?|package|"
-    r"library|"
-    r"[=><~!^]=|[-_@]|\w==|\.x|\bfrom \d[\d.]{0,12} to)[\s:=\"'(]{0,3}$",
+    r"(?:\b(?:v|ver|java|jdk|python|scala|photon|delta|odbc|dbr)|version|release|runtime|build|jdbc\d?|package|library|"
+    r"oracle(?: database)?|upgrad\w{1,4}(?: from)?(?: \d[\d.]{0,12} to)?|[=><~!^]=)\.?[ :=\"'(]{0,3}$"
+    r"|[A-Za-z]\d{0,3}[-_]$",
     re.IGNORECASE,
 )
+_PORT_AFTER = re.compile(r":\d{2,5}\b")
 _NOBODYS_ADDRESS = ("127.", "0.0.0.0", "255.255.", "169.254.", "168.63.129.16")  # noqa: S104 (text, not a binding)
 
 
@@ -503,7 +503,9 @@ def _is_somebodys_address(found: re.Match[str]) -> bool:
     address, start = found.group(), found.start()
     if address.startswith(_NOBODYS_ADDRESS) or any(int(part) > 255 for part in address.split(".")):
         return False
-    return not _VERSION_BEFORE.search(found.string, max(0, start - 24), start)
+    if _PORT_AFTER.match(found.string, found.end()):
+        return True
+    return not _VERSION_BEFORE.search(found.string, max(0, start - 40), start)
 
 
 # --- values that are secret because of their name --------------------------------------------------------------------
@@ -588,6 +590,8 @@ def _named(text: str) -> Iterator[_Span]:
     position = 0
     while found := _NAME.search(text, position):
         position = found.end()
+        if text[max(0, found.start() - 10) : found.start()] == "[redacted:":  # the word is the kind in a marker
+            continue
         name = _secret_name(found.group().rstrip(".-"))
         if name:
             if name.trust is _Trust.UNCLEAR and _SERVICE_BEFORE.search(text, max(0, found.start() - 14), found.start()):

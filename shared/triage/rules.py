@@ -64,7 +64,7 @@ def diagnose(symptoms: Symptoms, evidence: Evidence) -> Diagnosis:
     readings = {where: Reading(read, knowledge.vocabulary(where)) for where, read in texts.items()}
     findings = sorted(_findings(symptoms, evidence, readings), key=lambda finding: finding.rank, reverse=True)
     best = findings[0]
-    decided, sentence, deciding = _under(best, _circumstances(readings[Where.STATUS]))
+    decided, sentence, deciding = _under(best, _circumstances(readings[Where.STATUS], _effects_on(best)))
     rules = dict.fromkeys((best.rule, *deciding, *(finding.rule for finding in findings[1:])))
     return Diagnosis(
         category=decided.verdict.category,
@@ -224,16 +224,36 @@ def _changes(verdict: Verdict) -> tuple[Change, ...]:
 # --- circumstances ---------------------------------------------------------------------------------------------------
 
 
-def _circumstances(reading: Reading) -> dict[Effect, str]:
+def _circumstances(reading: Reading, effects: frozenset[Effect]) -> dict[Effect, str]:
     """What the status lines tell about how often and how long this has failed: effect and the rule that saw it."""
     told: dict[Effect, str] = {}
     for circumstance in knowledge.circumstances():
-        if circumstance.effect not in told and any(circumstance.pattern.matches(reading)):
-            told[circumstance.effect] = circumstance.id
+        effect = circumstance.effect
+        if effect in effects and effect not in told and any(circumstance.pattern.matches(reading)):
+            told[effect] = circumstance.id
     return told
 
 
-_PASSES_WITH_INPUT = frozenset({Category.NOT_FOUND, Category.UNKNOWN})
+def _effects_on(best: Finding) -> frozenset[Effect]:
+    """Which circumstances could change what this finding means."""
+    match best.verdict.decision:
+        case DecisionKind.RETRY:
+            return frozenset({Effect.SOMEBODY_INVOLVED, Effect.PERSISTENT})
+        case DecisionKind.RETRY_WITH_PARAMS:
+            return frozenset({Effect.SOMEBODY_INVOLVED, Effect.CHANGE_TRIED})
+        case DecisionKind.ESCALATE_EMAIL if best.verdict.category is Category.NOT_FOUND:
+            return frozenset({Effect.PERSISTENT, Effect.LATE_INPUT})
+        case DecisionKind.ESCALATE_EMAIL if best.may_pass or _is_unsure(best.verdict):
+            return frozenset({Effect.PERSISTENT, Effect.PASSING})
+        case _:
+            return frozenset()
+
+
+def _is_unsure(verdict: Verdict) -> bool:
+    return verdict.confidence < _UNSURE and verdict.category in _PASSES_WITH_TIME
+
+
+_PASSES_WITH_TIME = frozenset({Category.PLATFORM, Category.REMOTE_SERVICE, Category.NETWORK})
 _UNSURE = 0.6
 
 
@@ -253,10 +273,9 @@ def _under(best: Finding, told: dict[Effect, str]) -> tuple[Finding, str, tuple[
     if verdict.decision is DecisionKind.RETRY_WITH_PARAMS and Effect.CHANGE_TRIED in told:
         return _decided(best, DecisionKind.ESCALATE_EMAIL), _SAID[Effect.CHANGE_TRIED], (told[Effect.CHANGE_TRIED],)
     if verdict.decision is DecisionKind.ESCALATE_EMAIL and Effect.PERSISTENT not in told:
-        if verdict.category in _PASSES_WITH_INPUT and Effect.LATE_INPUT in told:
-            return _decided(best, DecisionKind.RETRY), _SAID[Effect.LATE_INPUT], (told[Effect.LATE_INPUT],)
-        if (best.may_pass or verdict.confidence < _UNSURE) and Effect.PASSING in told:
-            return _decided(best, DecisionKind.RETRY), _SAID[Effect.PASSING], (told[Effect.PASSING],)
+        for effect in (Effect.LATE_INPUT, Effect.PASSING):
+            if effect in told:
+                return _decided(best, DecisionKind.RETRY), _SAID[effect], (told[effect],)
     return best, "", ()
 
 

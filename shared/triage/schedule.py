@@ -61,9 +61,9 @@ def is_day_of_month(field: str, day: Any) -> bool:  # noqa: ANN401 - a date
 def numbers(field: str, low: int, high: int, names: tuple[str, ...] = ()) -> set[int]:
     """The numbers that one field stands for. Raises ValueError for a rule that is not read here."""
     found: set[int] = set()
+    for index, name in enumerate(names):
+        field = field.replace(name, str(index + low))
     for part in field.split(","):
-        for index, name in enumerate(names):
-            part = part.replace(name, str(index + low))
         match = re.fullmatch(r"(\*|\?|\d+)(?:-(\d+))?(?:/(\d+))?", part)
         if not match:
             raise ValueError(f"cannot read {part!r}")

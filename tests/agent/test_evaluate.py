@@ -182,6 +182,7 @@ def test_labelled_and_unlabelled_lines_may_be_mixed(cases: Path) -> None:
 
     assert (report["cases"], len(report["results"])) == (5, 5)
     assert report["accuracy"] == 1.0
+    assert "0 wrong" in evaluate(cases).stdout
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,6 @@ from pydantic import TypeAdapter
 from local.azurite import AzuriteError, connection_string, running_azurite
 from shared.decision_history import (
     MAX_STRING_UNITS,
-    InMemoryDecisionHistory,
     TableDecisionHistory,
     fitting_lines,
     packed_row,
@@ -67,6 +66,7 @@ from shared.errors import (
     TransientError,
 )
 from shared.mail_groups import MailBook, OpenDigest
+from shared.memory_history import InMemoryDecisionHistory
 from shared.ports import DecisionHistory
 from shared.settings import Settings
 from shared.triage.safeguards import Breaker, RetryRecord, Safeguards

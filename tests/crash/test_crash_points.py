@@ -98,7 +98,9 @@ class Scenario:
 SCENARIOS = [
     Scenario("a repair recovers it", IncidentState.RECOVERED, 0, (True,)),
     Scenario("two repairs fail", IncidentState.FAILED_AGAIN, 1, (False, False)),
-    Scenario("two new runs fail", IncidentState.FAILED_AGAIN, 1, (False, False), refusal=RepairImpossibleError("no repair")),
+    Scenario(
+        "two new runs fail", IncidentState.FAILED_AGAIN, 1, (False, False), refusal=RepairImpossibleError("no repair")
+    ),
     Scenario("it may not be retried", IncidentState.ESCALATED, 1, refusal=NotAuthorisedError("no right on the job")),
     Scenario(
         "people must mend it",

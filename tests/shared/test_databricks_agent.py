@@ -13,6 +13,7 @@ from shared.domain import (
     Change,
     ChangeKind,
     DecisionKind,
+    DigestMail,
     FailureId,
     IncidentState,
     Mode,
@@ -415,7 +416,6 @@ def test_an_address_of_a_foreign_domain_on_a_job_is_not_told() -> None:
 @pytest.mark.parametrize(
     ("facts", "rule"),
     [
-        (build_run_facts(run=build_run_state(end_time=NOW - timedelta(hours=7))), "policy.too_old"),
         (build_run_facts(tags={IDEMPOTENT_TAG: "false"}), "policy.not_idempotent"),
         (build_run_facts(tags={MAX_ATTEMPTS_TAG: "0"}), "policy.retry_limit"),
     ],
@@ -743,18 +743,36 @@ def test_an_unanswered_run_now_is_repeated_with_the_same_token() -> None:
     assert world.incident().watched_run_id == world.runs.started[0].run_id
 
 
-def test_a_retry_that_waited_until_the_failure_was_old_is_mailed_instead() -> None:
+def test_a_retry_that_waited_until_the_failure_was_old_goes_into_the_digest_instead() -> None:
     """Paused for a night, or the app was stopped: what the decision permitted then is no longer permitted."""
     world = world_with()
     world.agent.decide_action(failed())
     world.clock.advance(hours=6, minutes=1)
 
-    world.deliver_all()
+    world.run_for(hours=2)
 
     assert world.runs.repairs == []
+    assert_only_in_a_digest(world)
+
+
+def test_an_old_failure_is_never_repaired_and_goes_into_the_digest() -> None:
+    world = world_with(build_run_facts(run=build_run_state(end_time=NOW - timedelta(hours=7))))
+
+    decide_and_deliver(world)
+    world.run_for(hours=2)
+
+    assert world.runs.repairs == []
+    assert_only_in_a_digest(world)
+
+
+def assert_only_in_a_digest(world: World) -> None:
     (mail,) = world.mails.sent
-    assert "6 hours" in mail.decision.reason
-    assert world.incident().state is IncidentState.ESCALATED
+    assert isinstance(mail, DigestMail)
+    assert mail.total == 1
+    incident = world.incident()
+    assert incident.state is IncidentState.ESCALATED
+    assert incident.decision is not None
+    assert "policy.too_old" in incident.decision.rules
 
 
 def test_stale_messages_do_nothing() -> None:
@@ -1080,9 +1098,10 @@ def test_a_pass_looks_only_at_runs_that_ended_in_its_window() -> None:
         run_facts(1, end_time=NOW - timedelta(minutes=28)),
         run_facts(2, start_time=NOW - timedelta(hours=20)),
         run_facts(3, start_time=NOW - timedelta(hours=2), end_time=NOW - timedelta(minutes=30)),
+        diagnosis=ESCALATION,
     )
 
-    assert world.agent.monitor_jobs()["actions"]["retried"]["run_ids"] == "1,2"
+    assert world.agent.monitor_jobs()["actions"]["escalated"]["run_ids"] == "1,2"
 
 
 def test_a_pass_can_be_kept_to_jobs_and_told_whom_to_mail() -> None:

@@ -330,7 +330,7 @@ def test_newer_runs_started_after_the_run() -> None:
         a_run(run_id=8, start_time=START, **SUCCESS),
     ]
 
-    newer = databricks_runs.newer_runs(raws, run)
+    newer = databricks_runs.newer_runs(raws, run.start_time)
 
     assert [(n.run_id, n.is_active, n.result_state) for n in newer] == [(12, True, None), (11, False, "SUCCESS")]
     assert newer[1].job_parameters == {"d": "1"}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shared.delivery import DEFERRALS, FIRST_SEEN, ORIGINAL_ID, Envelope
-from shared.domain import Category, DecisionKind, FailureId, IncidentState, Pause
+from shared.domain import Category, DecisionKind, DigestMail, FailureId, IncidentState, Pause
 from shared.errors import (
     ConfigurationError,
     ConflictError,
@@ -331,9 +331,7 @@ def world_with_six_active_runs() -> tuple[World, Callable[[], None]]:
     for run_id in RUNS:
         run = build_run_state(run_id=run_id, job_id=run_id, start_time=NOW)
         tags = {IDEMPOTENT_TAG: "false"} if run_id in PEOPLE_MUST_MEND else {}
-        runs.put(
-            build_run_facts(run=run, job=build_job_facts(job_id=run_id, tags=tags), failures=(CONNECTION_RESET,))
-        )
+        runs.put(build_run_facts(run=run, job=build_job_facts(job_id=run_id, tags=tags), failures=(CONNECTION_RESET,)))
         runs.put_running(run)
     world.agent.find_failures()
 
@@ -358,8 +356,19 @@ def test_an_hour_without_a_service_loses_nothing_and_heals(service: str) -> None
     assert {run_id: world.incident(run_id).state for run_id in RUNS} == {
         run_id: IncidentState.ESCALATED if run_id in PEOPLE_MUST_MEND else IncidentState.RECOVERED for run_id in RUNS
     }
-    assert sorted(mail.run_id for mail in world.mails.sent) == sorted(PEOPLE_MUST_MEND)
+    assert sorted(reported_runs(world)) == sorted(PEOPLE_MUST_MEND)
     assert sorted(repair.run_id for repair in world.runs.repairs) == sorted(set(RUNS) - PEOPLE_MUST_MEND)
+
+
+def reported_runs(world: World) -> list[int]:
+    """The runs that people were told about, in mails of their own and in digests, repetitions included."""
+    runs: list[int] = []
+    for mail in world.mails.sent:
+        if isinstance(mail, DigestMail):
+            runs += [incident.run_id for group in mail.groups for incident in group.examples]
+        else:
+            runs.append(mail.run_id)
+    return runs
 
 
 def test_during_an_outage_messages_wait_instead_of_being_delivered_over_and_over() -> None:

@@ -221,9 +221,7 @@ def test_a_busy_tick_stays_within_its_bound() -> None:
     for run in long_runs[:40]:
         runs.finish(run.run_id, succeeded=False)
     for n in range(401, 501):
-        runs.put_state(
-            build_run_state(run_id=n, job_id=n, is_failed=n % 2 == 0, start_time=clock(), end_time=clock())
-        )
+        runs.put_state(build_run_state(run_id=n, job_id=n, is_failed=n % 2 == 0, start_time=clock(), end_time=clock()))
     calls = CountedPages(runs)
     world = build_world(runs=runs, clock=clock, history=world.history)
 

@@ -58,5 +58,5 @@ def facts_of(settings: Json, *failures: TaskFailure, **overrides: Any) -> RunFac
     job = build_job_facts(
         settings=settings, declared_parameters={"batch_size": "1000", "day": "today", "api_timeout": "30"}
     )
-    known = {"failures": failures or (a_failure(),), "job": job, "node_types": WORKSPACE_NODE_TYPES}
+    known: dict[str, Any] = {"failures": failures or (a_failure(),), "job": job, "node_types": WORKSPACE_NODE_TYPES}
     return build_run_facts(**known | overrides)

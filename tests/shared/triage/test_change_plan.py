@@ -472,9 +472,11 @@ def test_a_change_is_described_for_people() -> None:
 # Whatever the job looks like
 
 some_clusters = st.fixed_dictionaries(
-    {"spark_version": st.just("16.4.x-scala2.12")},
+    {
+        "spark_version": st.just("16.4.x-scala2.12"),
+        "node_type_id": st.one_of(st.sampled_from([E4, E8, "Standard_DS3_v2"]), st.sampled_from(sorted(BY_NAME))),
+    },
     optional={
-        "node_type_id": st.sampled_from(sorted(BY_NAME)),
         "driver_node_type_id": st.sampled_from(sorted(BY_NAME)),
         "num_workers": st.integers(0, 40),
         "autoscale": st.fixed_dictionaries({"min_workers": st.just(1), "max_workers": st.integers(1, 40)}),
@@ -488,7 +490,7 @@ some_clusters = st.fixed_dictionaries(
             st.sampled_from(["4g", "16g", "200", "auto"]),
             max_size=2,
         ),
-        "instance_pool_id": st.just("pool"),
+        "instance_pool_id": st.sampled_from(["", "", "", "pool"]),
         "policy_id": st.just("policy"),
     },
 )
@@ -559,6 +561,8 @@ def test_a_plan_never_exceeds_the_bounds(
                 assert change.old < change.new <= bounds.max_workers
             case ("timeout_seconds",):
                 assert change.old < change.new <= bounds.max_timeout_hours * 3600
+            case _:
+                pass
 
 
 def test_the_driver_that_followed_the_workers_stays_on_their_architecture() -> None:

@@ -21,8 +21,9 @@ MEMORY = ("worker_memory_up",)
 
 def known(*results: tuple[DecisionKind, tuple[str, ...], bool]) -> Experience:
     experience = Experience("w", "f")
-    for decision, changes, worked in results:
-        experience = note_result(experience, decision, changes, worked=worked)
+    for number, (decision, changes, worked) in enumerate(results):
+        experience = note_result(experience, f"{number}:1", decision, changes, worked=worked)
+        assert note_result(experience, f"{number}:1", decision, changes, worked=worked) == experience
     return experience
 
 

@@ -263,6 +263,23 @@ READABLE = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Connection from {} to {} timed out",
+        "Lost executor 4 on {}: worker lost",
+        "kafka {}:9093 and spark {}:7077 and node-{}:37211 refused",
+        "hosts in {}-{}",
+        "token expired\n\n----\n{} closed",
+        "version mismatch with peer {}:8080",
+    ],
+)
+def test_addresses_are_told_from_versions(text: str) -> None:
+    redacted = redact(text.replace("{}", "10.4.0.1"))
+
+    assert redacted == text.replace("{}", "[redacted:ip]")
+
+
 @pytest.mark.parametrize("line", READABLE)
 def test_what_is_no_secret_stays_readable(line: str) -> None:
     assert redact(line) == line

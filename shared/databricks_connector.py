@@ -98,7 +98,7 @@ class DatabricksConnector:
 
     def read_state(self, workspace: str, run_id: int) -> RunState:
         """One run as it is just now, with its repair history."""
-        return databricks_runs.run_state(workspace, _read_run(self._workspace(workspace), run_id))
+        return databricks_runs.run_state(workspace, read_run(self._workspace(workspace), run_id))
 
     def read_facts(self, workspace: str, run_id: int) -> RunFacts:
         """Everything about a failed run. Of its root-cause tasks, the first 20 to fail are read.
@@ -106,13 +106,13 @@ class DatabricksConnector:
         What cannot be read about a task (its output, its cluster) is left empty; `job` is None if it is gone or hidden.
         """
         api = self._workspace(workspace)
-        raw = _read_run(api, run_id)
+        raw = read_run(api, run_id)
         run = databricks_runs.run_state(workspace, raw)
         with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="read-facts") as pool:
             try:
                 job = pool.submit(_read_job, api, run)
                 newer = pool.submit(_read_newer_runs, api, run)
-                failures = _read_failures(api, raw, run, pool)
+                failures = read_failures(api, raw, run, pool)
                 facts_of_job = job.result()
                 return RunFacts(
                     run=run,
@@ -247,7 +247,7 @@ def _settings_of_the_environment() -> Settings:
     return current_settings()
 
 
-def _read_run(api: WorkspaceApi, run_id: int) -> Json:
+def read_run(api: WorkspaceApi, run_id: int) -> Json:
     """A run with all its tasks, clusters, parameters and repairs."""
     pages = api.get_pages(f"{JOBS}/runs/get", {"run_id": run_id, "include_history": True})
     return databricks_runs.joined_pages(pages, RUN_ARRAYS)
@@ -283,7 +283,7 @@ def _read_runs_of_job(api: WorkspaceApi, job_id: int, started_after: datetime) -
     return databricks_runs.newer_runs(api.get(f"{JOBS}/runs/list", query).get("runs", []), started_after)
 
 
-def _read_failures(api: WorkspaceApi, raw: Json, run: RunState, pool: ThreadPoolExecutor) -> tuple[TaskFailure, ...]:
+def read_failures(api: WorkspaceApi, raw: Json, run: RunState, pool: ThreadPoolExecutor) -> tuple[TaskFailure, ...]:
     if not run.is_failed:
         return ()
     tasks = databricks_runs.root_causes(raw)[:MAX_DETAILED_TASKS]

@@ -12,7 +12,7 @@ from typing import cast
 from shared import databricks_runs
 from shared.backtest import EndedRun, PastFailure, Repaired
 from shared.databricks_api import Clock, WorkspaceApi, check_access
-from shared.databricks_connector import JOBS, PARALLEL_READS, RUNS_PER_PAGE, _read_failures, _read_run
+from shared.databricks_connector import JOBS, PARALLEL_READS, RUNS_PER_PAGE, read_failures, read_run
 from shared.domain import Json, RunFacts, RunState
 from shared.settings import Settings
 
@@ -68,7 +68,7 @@ class PastRuns:
     def read_failure(self, workspace: str, run_id: int) -> PastFailure | None:
         """The run as it first failed; None where it did not fail, or is under way again."""
         api = self._apis[workspace]
-        raw = _read_run(api, run_id)
+        raw = read_run(api, run_id)
         run, then = databricks_runs.run_state(workspace, raw), as_first_ended(raw)
         first = databricks_runs.run_state(workspace, then)
         if run.is_active or not first.is_failed:
@@ -76,7 +76,7 @@ class PastRuns:
         facts = RunFacts(
             run=first,
             task_count=databricks_runs.task_count(then),
-            failures=_read_failures(api, then, first, self._pool),
+            failures=read_failures(api, then, first, self._pool),
             job=None,
             newer_runs=(),
             parent=databricks_runs.parent_of(raw, {}),

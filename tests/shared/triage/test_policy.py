@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.domain import Category, Change, ChangeKind, DecisionKind, Mode, NewerRun, RunFacts
+from shared.domain import (
+    Attempt,
+    AttemptOutcome,
+    Category,
+    Change,
+    ChangeKind,
+    DecisionKind,
+    Mode,
+    NewerRun,
+    RunFacts,
+)
+from shared.triage.change_plan import ChangeBounds
 from shared.triage.policy import (
     IDEMPOTENT_TAG,
     MAX_ATTEMPTS_TAG,
@@ -16,6 +27,7 @@ from shared.triage.policy import (
     OWNER_TAG,
     Limits,
     Proposal,
+    Verdict,
     backoff_seconds,
     carry_out,
     mode_of,
@@ -33,6 +45,7 @@ from tests.builders import (
     build_run_facts,
     build_run_state,
 )
+from tests.shared.triage.clusters import a_job, facts_of
 
 LIMITS = Limits(
     max_retry_attempts=3,
@@ -43,6 +56,7 @@ LIMITS = Limits(
     default_mode=Mode.FULL,
 )
 HALVED_BATCH = Change(ChangeKind.PARAM, "batch_size")
+MORE_MEMORY = Change(ChangeKind.WORKER_MEMORY_UP)
 RETRY = build_diagnosis()
 CHANGED_RETRY = build_diagnosis(
     category=Category.DRIVER_MEMORY, recommended=DecisionKind.RETRY_WITH_PARAMS, changes=(HALVED_BATCH,)
@@ -196,17 +210,58 @@ def test_a_permitted_change_comes_with_the_value_that_the_retry_will_use() -> No
     verdict = permit(Proposal(CHANGED_RETRY, facts_with_batch_size(), (), LIMITS, NOW), jitter=0.5)
 
     assert verdict.changes == (Change(ChangeKind.PARAM, "batch_size", "500"),)
+    assert [(change.target, change.new) for change in verdict.setting_changes] == [("parameter:batch_size", "500")]
 
 
-def test_a_change_of_the_cluster_is_suggested_to_a_person() -> None:
-    more_memory = Change(ChangeKind.WORKER_MEMORY_UP)
-    diagnosis = build_diagnosis(recommended=DecisionKind.RETRY_WITH_PARAMS, changes=(more_memory, HALVED_BATCH))
+def more_memory(facts: RunFacts, *attempts: Attempt, bounds: ChangeBounds | None = None) -> Verdict:
+    diagnosis = build_diagnosis(recommended=DecisionKind.RETRY_WITH_PARAMS, changes=(MORE_MEMORY, HALVED_BATCH))
+    allowed = limits(bounds=bounds or ChangeBounds())
+    return permit(Proposal(diagnosis, facts, attempts, allowed, NOW), jitter=0.5)
 
-    verdict = permit(Proposal(diagnosis, facts_with_batch_size(), (), LIMITS, NOW), jitter=0.5)
+
+def test_a_permitted_change_of_the_cluster_comes_with_what_becomes_what() -> None:
+    verdict = more_memory(facts_of(a_job()))
+
+    assert verdict.decision is DecisionKind.RETRY_WITH_PARAMS
+    assert verdict.changes == (MORE_MEMORY, Change(ChangeKind.PARAM, "batch_size", "500"))
+    assert [(change.old, change.new) for change in verdict.setting_changes] == [
+        ("Standard_E8ds_v5", "Standard_E16ds_v5"),
+        ("1000", "500"),
+    ]
+
+
+def test_a_change_that_is_not_possible_is_suggested_to_a_person_with_the_reason() -> None:
+    verdict = more_memory(facts_of(a_job()), bounds=ChangeBounds(max_node_memory_gb=64))
 
     assert verdict.decision is DecisionKind.ESCALATE_EMAIL
     assert verdict.rules == ("policy.change_needs_a_person",)
-    assert verdict.changes == (more_memory, HALVED_BATCH)
+    assert verdict.changes == (MORE_MEMORY, HALVED_BATCH)
+    assert verdict.setting_changes == ()
+    assert "is not one that is made by itself. The job cluster main cannot have more memory" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("outcome", "want"),
+    [
+        (AttemptOutcome.FAILED_AGAIN, "Standard_E32ds_v5"),
+        (AttemptOutcome.CANCELLED, "Standard_E16ds_v5"),
+        (AttemptOutcome.SUPERSEDED, "Standard_E16ds_v5"),
+    ],
+)
+def test_a_change_that_did_not_help_is_taken_one_step_further(outcome: AttemptOutcome, want: str) -> None:
+    attempt = build_attempt(with_changes=True, changes=(MORE_MEMORY.word, "param:batch_size"), outcome=outcome)
+
+    verdict = more_memory(facts_of(a_job()), attempt)
+
+    assert [change.new for change in verdict.setting_changes] == [want, "500"]
+
+
+def test_a_plain_retry_changes_nothing() -> None:
+    diagnosis = build_diagnosis(changes=(MORE_MEMORY,))
+
+    verdict = permit(Proposal(diagnosis, facts_of(a_job()), (), LIMITS, NOW), jitter=0.5)
+
+    assert (verdict.decision, verdict.changes, verdict.setting_changes) == (DecisionKind.RETRY, (), ())
 
 
 def test_without_a_run_only_the_limits_speak() -> None:

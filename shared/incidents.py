@@ -11,6 +11,7 @@ from shared.domain import (
     AttemptKind,
     AttemptOutcome,
     Category,
+    Change,
     Decision,
     DecisionKind,
     Event,
@@ -148,9 +149,24 @@ class Incidents:
         )
 
     def close(self, incident: Incident, state: IncidentState, why: str, **details: object) -> Incident:
+        if state is IncidentState.FAILED_AGAIN:
+            self._note_failed_fixes(incident)
         incident = self.save(replace(incident, state=state, ended_why=why, due_at=self._parts.now()))
         self.record(incident, str(state), why=why, **details)
         return incident
+
+    def _note_failed_fixes(self, incident: Incident) -> None:
+        """Each way of retrying that did not heal the incident counts once, however often it was tried."""
+        if incident.decision is None:
+            return
+        for changes in dict.fromkeys(a.changes for a in incident.attempts if a.outcome is AttemptOutcome.FAILED_AGAIN):
+            tried = replace(
+                incident.decision,
+                decision=DecisionKind.RETRY_WITH_PARAMS if changes else DecisionKind.RETRY,
+                changes=tuple(Change.from_word(word) for word in changes),
+            )
+            key = f"{incident.run_id}:{','.join(changes)}"
+            self._learning.note_result(incident.workspace, key, tried, worked=False)
 
     def end_attempt(self, incident: Incident, outcome: AttemptOutcome, state: IncidentState, why: str) -> Incident:
         """Close the incident together with its open attempt."""
@@ -162,9 +178,8 @@ class Incidents:
         """Tell the safeguards and the experience how a retry went, before the incident says so itself."""
         worked = attempt.outcome is AttemptOutcome.RECOVERED
         self._admission.note_outcome(incident.workspace, retry_key(incident, attempt), succeeded=worked)
-        decision = incident.decision
-        if decision and attempt.outcome in (AttemptOutcome.RECOVERED, AttemptOutcome.FAILED_AGAIN):
-            self._learning.note_result(incident.workspace, retry_key(incident, attempt), decision, worked=worked)
+        if worked and incident.decision:
+            self._learning.note_result(incident.workspace, retry_key(incident, attempt), incident.decision, worked=True)
 
     def escalate(self, incident: Incident, why: str, *, rule: str = "not_possible") -> None:
         """Turn to people what could not be done; an attempt that never became an effect does not count."""

@@ -11,7 +11,7 @@ from shared.delivery import Envelope, MessageDelivery
 from shared.domain import Diagnosis, Incident, Mode
 from shared.error_decision_engine import ErrorDecisionEngine
 from shared.messages import QUEUES
-from shared.ports import OutgoingMessage
+from shared.ports import JobRuns, OutgoingMessage
 from shared.settings import Settings
 from tests.builders import RUN_ID, WORKSPACE, build_diagnosis
 from tests.fakes import FakeActionQueues, FakeClock, FakeDecisionHistory, FakeDiagnoser, FakeEmailSender, FakeJobRuns
@@ -110,9 +110,13 @@ def build_world(
     history: FakeDecisionHistory | None = None,
     diagnosis: Diagnosis | None = None,
     jitter: Callable[[], float] = lambda: 0.0,
+    connector: JobRuns | None = None,
     **settings: Any,
 ) -> World:
-    """A world in which the model always gives the same diagnosis (a plain retry), so that a test can choose it."""
+    """A world in which the model always gives the same diagnosis (a plain retry), so that a test can choose it.
+
+    With a `connector` the agent works on that instead of the fake runs.
+    """
     clock = clock or FakeClock()
     runs = runs or FakeJobRuns(clock=clock)
     runs.clock = clock
@@ -122,7 +126,7 @@ def build_world(
     guids = iter(range(1_000_000))
     agent = DatabricksAgent(
         None,
-        runs,
+        connector or runs,
         mails,
         ErrorDecisionEngine(model, settings=chosen, jitter=jitter),
         settings=chosen,

@@ -72,7 +72,7 @@ def place_of(target: str) -> str:
 
 def is_applied(changes: Iterable[SettingChange], settings: Json) -> bool:
     """Whether the job has all the new values already."""
-    return all(_current(settings, change) == change.new for change in changes if change.edits_job)
+    return all(_is_at(settings, change, change.new) for change in changes if change.edits_job)
 
 
 def update_body(changes: Iterable[SettingChange], settings: Json) -> JobEdit | None:
@@ -80,13 +80,13 @@ def update_body(changes: Iterable[SettingChange], settings: Json) -> JobEdit | N
 
     None where a value is neither the old nor the new one: somebody changed the job since the decision.
     """
-    edited = copy.deepcopy(settings)
     ours = [change for change in changes if change.edits_job]
+    if not all(_is_at(settings, change, change.old) or _is_at(settings, change, change.new) for change in ours):
+        return None
+    edited = copy.deepcopy(settings)
     for change in ours:
-        holder = holder_of(edited, change.target)
-        if holder is None or value_at(holder, change.path) not in (change.old, change.new):
-            return None
-        put(holder, change.path, change.new)
+        if holder := holder_of(edited, change.target):
+            put(holder, change.path, change.new)
     return _edit(ours, edited)
 
 
@@ -97,18 +97,21 @@ def restore_body(
 
     A value that is the old one again is neither.
     """
-    restored = copy.deepcopy(settings_now)
-    ours: list[SettingChange] = []
-    theirs: list[SettingChange] = []
-    for change in reversed([change for change in changes if change.edits_job]):
-        current = _current(restored, change)
-        holder = holder_of(restored, change.target)
-        if holder is not None and current == change.new:
+    leased = [change for change in changes if change.edits_job]
+    ours = [change for change in leased if _is_at(settings_now, change, change.new)]
+    theirs = [change for change in leased if change not in ours and not _is_at(settings_now, change, change.old)]
+    edit = _edit(ours, own_settings(ours, settings_now)) if ours else None
+    return edit, tuple(theirs)
+
+
+def own_settings(changes: Sequence[SettingChange], settings_now: Json) -> Json:
+    """The job's settings without what a lease that is open on it changes."""
+    own = copy.deepcopy(settings_now)
+    for change in changes:
+        holder = holder_of(own, change.target) if change.edits_job else None
+        if holder and value_at(holder, change.path) == change.new:
             put(holder, change.path, change.old)
-            ours.insert(0, change)
-        elif holder is None or current != change.old:
-            theirs.insert(0, change)
-    return _edit(ours, restored) if ours else None, tuple(theirs)
+    return own
 
 
 def _edit(changes: Iterable[SettingChange], edited: Json) -> JobEdit:
@@ -128,9 +131,10 @@ def _edit(changes: Iterable[SettingChange], edited: Json) -> JobEdit:
     return JobEdit(body, tuple(removed))
 
 
-def _current(settings: Json, change: SettingChange) -> Any:  # noqa: ANN401 - anything that JSON may hold
+def _is_at(settings: Json, change: SettingChange, value: Any) -> bool:  # noqa: ANN401 - anything that JSON may hold
+    """Whether the place that a change is for is still there and has the value (None = has none)."""
     holder = holder_of(settings, change.target)
-    return None if holder is None else value_at(holder, change.path)
+    return holder is not None and bool(value_at(holder, change.path) == value)
 
 
 def entry_of(settings: Json, array: str, key: str | None) -> Json | None:

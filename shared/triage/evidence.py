@@ -54,6 +54,18 @@ _KNOWN_NOISE = _encoded(
     "To adjust logging level use", "Setting default log level", "Using Spark's default log4j",
 )  # fmt: skip
 
+_TELLING_COMPONENTS = (
+    "BroadcastExchangeExec",
+    "ShuffleExchangeExec",
+    "hive.metastore",
+    "HiveClientImpl",
+    "Dataset.collect",
+    "collectToPython",
+    "OptimizeExecutor",
+    "VacuumCommand",
+    "MergeIntoCommand",
+)  # "Futures timed out" means one thing in a broadcast and another in a metastore call
+
 _FRAMEWORK_PACKAGES = (
     "java.", "javax.", "jdk.", "sun.", "com.sun.", "scala.", "org.apache.", "com.databricks.", "io.delta.", "py4j.",
     "io.netty.", "shaded.", "com.microsoft.", "com.azure.", "com.amazonaws.", "software.amazon.", "com.google.",
@@ -313,6 +325,15 @@ class _FrameState:
         self._in_framework = False
         self._in_frames = False
         self._java_frames = 0
+        self._told: set[str] = set()
+
+    def _rank_of_telling(self, frame: str) -> int:
+        """A framework frame is noise, but for the first one of a component that tells what was being done."""
+        component = next((name for name in _TELLING_COMPONENTS if name in frame), None)
+        if component is None or component in self._told:
+            return _NOISE
+        self._told.add(component)
+        return _WEAK
 
     def rank(self, line: str) -> int | None:
         """Rank of a line of a stack trace; None for any other line."""
@@ -321,7 +342,9 @@ class _FrameState:
             self._java_frames += 1
             is_framework = stripped.startswith(_FRAMEWORK_PACKAGES, 3)
             if is_framework:
-                return _WEAK if self._java_frames == 1 else _NOISE
+                if self._java_frames == 1:
+                    return _WEAK
+                return self._rank_of_telling(stripped)
             return _FRAME if self._java_frames <= _MOST_OWN_FRAMES else _WEAK
         if stripped.startswith("... ") and stripped.endswith((" more", "omitted")):
             return _NOISE

@@ -19,7 +19,7 @@ MOST_PASSES = 4
 
 
 _PERSONAL = ("email", "ip")
-_MARKED = re.compile(r"\[redacted:[a-z\-]{1,24}\]")
+_MARKED = re.compile(r"\[redacted:[a-z\-]{1,24}(?:\]|$)")
 
 
 class _Span(NamedTuple):

@@ -1,8 +1,7 @@
 """Changing a job for a retry and putting it back, with the official SDK against the stand-in workspace."""
 
 import json
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 from aiohttp import web
@@ -22,7 +21,7 @@ from shared.errors import (
 )
 from shared.triage.change_plan import CannotChange, ChangeBounds, plan
 from shared.triage.changes import restore_body, update_body
-from tests.shared.databricks_service import FakeClock, Service, scripted, serving, settings_for
+from tests.shared.databricks_service import FakeClock, Service, serving, settings_for
 
 UPDATE = "/api/2.2/jobs/update"
 NODE_TYPE_LIST = "/api/2.1/clusters/list-node-types"
@@ -259,18 +258,13 @@ def test_an_update_that_found_no_connection_is_not_in_doubt(service: Service) ->
 def test_the_performance_target_is_sent_with_the_repair_if_there_is_one() -> None:
     bodies: list[Json] = []
 
-    def answer(request: web.Request) -> web.Response:
-        bodies.append(json.loads(request._read_bytes or b"{}"))
+    async def answer(request: web.Request) -> web.Response:
+        bodies.append(await request.json())
         return web.json_response({"repair_id": 1})
 
-    async def read_first(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
-        await request.read()
-        response: web.StreamResponse = await handler(request)
-        return response
-
     def app() -> web.Application:
-        made = scripted({"jobs/runs/repair": answer})
-        made.middlewares.append(web.middleware(read_first))
+        made = web.Application()
+        made.router.add_post("/api/2.2/jobs/runs/repair", answer)
         return made
 
     with serving(app) as service:
@@ -313,15 +307,16 @@ def test_other_compute_needs_no_node_types(service: Service) -> None:
     assert service.calls(f"GET {NODE_TYPE_LIST}") == 0
 
 
-@pytest.mark.parametrize("status", [403, 500])
-def test_node_types_that_cannot_be_read_are_no_hindrance_and_are_asked_for_again(service: Service, status: int) -> None:
-    service.set_fault(f"GET {NODE_TYPE_LIST}", "error", status=status, times=3)
+@pytest.mark.parametrize(("status", "times"), [(403, 1), (500, 3)])
+def test_node_types_that_cannot_be_read_are_no_hindrance_and_are_asked_for_again(
+    service: Service, status: int, times: int
+) -> None:
+    service.set_fault(f"GET {NODE_TYPE_LIST}", "error", status=status, times=times)
 
     facts = service.connector.read_facts(service.workspace, 9001)
     assert facts.failures
     assert facts.node_types == ()
 
-    service.control("faults", {"faults": []})
     assert service.connector.read_facts(service.workspace, 9001).node_types
 
 

@@ -17,6 +17,7 @@ from shared.triage.changes import (
     edits_job,
     holder_of,
     is_applied,
+    own_settings,
     parameters_of,
     performance_target,
     restore_body,
@@ -181,6 +182,15 @@ def test_a_top_level_field_that_was_absent_is_removed_again() -> None:
 
     assert edit == JobEdit({}, ("timeout_seconds",))
     assert sent(edit, edited) == a_job()
+
+
+def test_the_next_plan_is_made_on_the_jobs_own_settings_though_a_lease_is_open() -> None:
+    first = planned(a_job(), "worker_memory_up", "param:batch_size")
+    leased = sent(update_body(first, a_job()), a_job())
+
+    assert own_settings(first, leased) == a_job()
+    leased["job_clusters"][1]["new_cluster"]["node_type_id"] = "Standard_L8s_v3"
+    assert own_settings(first, leased) == leased, "what is somebody else's is the job's own"
 
 
 def test_suggestions() -> None:

@@ -1,6 +1,7 @@
 """Which machine comes next, on a realistic list of Azure node types."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -64,6 +65,28 @@ def test_of_several_outside_the_series_the_smallest_then_the_first_by_name() -> 
     assert bigger(current, (replace(smaller, node_type_id="Standard_B8"), smaller, larger)) == replace(
         smaller, node_type_id="Standard_B8"
     )
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [
+        {"photon_worker_capable": False},
+        {"photon_driver_capable": False},
+        {"is_arm": True},
+        {"num_gpus": 1},
+        {"is_available": False},
+        {"category": "General Purpose"},
+        {"local_disk_gb": 0},
+        {"num_cores": 2},
+    ],
+    ids=str,
+)
+def test_a_machine_that_is_not_like_the_other_is_not_taken(unfit: dict[str, Any]) -> None:
+    current = BY_NAME["Standard_E4ds_v5"]
+    fit = replace(current, node_type_id="Standard_E8ds_v5", num_cores=8, memory_mb=2 * current.memory_mb)
+
+    assert bigger(current, [fit]) == fit
+    assert bigger(current, [replace(fit, **unfit)]) is None
 
 
 def test_the_cap_on_memory() -> None:

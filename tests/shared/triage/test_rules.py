@@ -167,7 +167,7 @@ def test_which_finding_decides(error: str, decision: DecisionKind, category: Cat
         ("Consider increasing spark.sql.pivotMaxValuesLimit", "spark_conf:spark.sql.pivotMaxValuesLimit"),
         ("Run exceeded the maximum run duration of 3600 seconds", "timeout_up"),
         ("azure_error_code:SkuNotAvailable, the size is not available in location 'x'", "other_node_type"),
-        ("torch.cuda.OutOfMemoryError: CUDA out of memory.", "param:batch_size"),
+        ("torch.cuda.OutOfMemoryError: CUDA out of memory.", "other_node_type"),
         ("No spot capacity is available in this region", "availability_on_demand"),
     ],
 )

@@ -325,6 +325,11 @@ class FakeEmailSender:
         self.faults = Faults()
         self.sent: list[EscalationMail | DigestMail] = []
 
+    @property
+    def about_one_run(self) -> list[EscalationMail]:
+        """The mails that are no digests."""
+        return [mail for mail in self.sent if isinstance(mail, EscalationMail)]
+
     def send(self, mail: EscalationMail | DigestMail) -> None:
         self.sent.append(mail)
 

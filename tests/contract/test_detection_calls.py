@@ -1,6 +1,7 @@
-"""What a detection tick costs, counted by the Databricks stand-in: the real connector, 2,000 jobs, a clock that is moved.
+"""What a detection tick costs, counted by the Databricks stand-in: the real connector, 2,000 jobs, a moved clock.
 
-The bound: ceil(active runs / 25) + ceil(runs started in the window / 25) + newly finished runs; a quiet tick is two calls.
+The bound: ceil(active runs / 25) + ceil(runs started in the window / 25) + newly finished runs; a quiet tick is two
+calls.
 """
 
 import json

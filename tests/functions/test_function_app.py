@@ -7,6 +7,7 @@ import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,13 +37,13 @@ def test_indexing_finds_every_function_and_imports_nothing_heavy() -> None:
 
 
 @cache
-def bindings() -> dict[str, dict[str, object]]:
+def bindings() -> dict[str, dict[str, Any]]:
     import function_app
 
     found = {}
     for function in function_app.app.get_functions():
         description = json.loads(function.get_function_json())
-        found[function.get_function_name()] = description["bindings"][0]
+        found[str(function.get_function_name())] = description["bindings"][0]
     return found
 
 
@@ -61,7 +62,7 @@ def test_timers_have_the_default_schedules() -> None:
 
 
 @pytest.mark.parametrize("binding", bindings().values(), ids=bindings().keys())
-def test_binding_names_are_allowed_by_the_host(binding: dict[str, object]) -> None:
+def test_binding_names_are_allowed_by_the_host(binding: dict[str, Any]) -> None:
     assert "_" not in str(binding["name"])
 
 

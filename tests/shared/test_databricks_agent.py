@@ -140,7 +140,7 @@ def test_a_run_that_fails_again_is_retried_to_the_limit_and_then_mailed() -> Non
     assert incident.decision is not None
     assert "policy.retry_limit" in incident.decision.rules
     assert incident.decision.recommended is DecisionKind.RETRY
-    (mail,) = world.mails.sent
+    (mail,) = world.mails.about_one_run
     assert (mail.kind, mail.recipients, len(mail.attempts)) == ("escalation", (OPERATOR,), 2)
 
 
@@ -165,7 +165,7 @@ def test_what_people_must_mend_is_mailed_once() -> None:
 
     assert world.incident().state is IncidentState.ESCALATED
     assert world.runs.repairs == []
-    (mail,) = world.mails.sent
+    (mail,) = world.mails.about_one_run
     assert (mail.key, mail.run_id, mail.recipients) == (f"{ORIGINAL_FAILURE}:escalation", RUN_ID, (OPERATOR,))
 
 
@@ -363,7 +363,7 @@ def test_what_the_mode_does_not_carry_out_is_mailed_as_a_suggestion(mode: Mode) 
     assert not incident.decision.carried_out
     assert str(mode) in incident.decision.not_carried_out_why
     assert incident.state is IncidentState.ESCALATED
-    assert [mail.kind for mail in world.mails.sent] == ["suggestion"]
+    assert [mail.kind for mail in world.mails.about_one_run] == ["suggestion"]
     assert world.runs.repairs == []
 
 
@@ -426,7 +426,7 @@ def test_what_may_not_be_repaired_is_mailed_with_the_rule(facts: RunFacts, rule:
     decide_and_deliver(world)
 
     assert world.runs.repairs == []
-    (mail,) = world.mails.sent
+    (mail,) = world.mails.about_one_run
     assert rule in mail.decision.rules
 
 
@@ -643,7 +643,7 @@ def test_a_one_time_run_that_cannot_be_repaired_is_mailed() -> None:
     decide_and_deliver(world)
 
     assert world.runs.started == []
-    (mail,) = world.mails.sent
+    (mail,) = world.mails.about_one_run
     assert "policy.not_possible" in mail.decision.rules
     assert world.incident().attempts == ()
 
@@ -654,7 +654,7 @@ def test_a_retry_that_is_not_allowed_is_mailed() -> None:
 
     decide_and_deliver(world)
 
-    (mail,) = world.mails.sent
+    (mail,) = world.mails.about_one_run
     assert "CAN_MANAGE_RUN" in mail.decision.reason
     assert world.incident().state is IncidentState.ESCALATED
 
@@ -1013,7 +1013,7 @@ def test_a_retry_given_up_is_turned_into_a_mail() -> None:
     world.queues.waiting[RETRIES].clear()
     world.deliver_all()
 
-    (mail,) = world.mails.sent
+    (mail,) = world.mails.about_one_run
     assert "Given up after 24 hours" in mail.decision.reason
     assert world.incident().state is IncidentState.ESCALATED
 
@@ -1025,7 +1025,7 @@ def test_a_failure_given_up_before_it_could_be_read_is_turned_into_a_mail() -> N
     world.agent.park(failed(), "Given up after 24 hours")
     world.deliver_all()
 
-    (mail,) = world.mails.sent
+    (mail,) = world.mails.about_one_run
     assert (mail.decision.category, mail.recipients) == (Category.UNKNOWN, (OPERATOR,))
 
 
@@ -1110,7 +1110,7 @@ def test_a_pass_can_be_kept_to_jobs_and_told_whom_to_mail() -> None:
     summary = world.agent.monitor_jobs(job_ids=[78], escalation_emails=["team@example.com"])
 
     assert summary["actions"]["escalated"]["run_ids"] == "2"
-    assert [(m.run_id, m.recipients) for m in world.mails.sent] == [(2, ("team@example.com",))]
+    assert [(m.run_id, m.recipients) for m in world.mails.about_one_run] == [(2, ("team@example.com",))]
 
 
 def test_a_dry_pass_says_what_it_would_have_done_and_does_nothing() -> None:

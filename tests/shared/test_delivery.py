@@ -1,4 +1,4 @@
-"""What becomes of a delivered message: done, put off, given up, or refused; and an outage of an hour in virtual time."""
+"""What becomes of a delivered message: done, put off, given up, or refused; and an outage of one virtual hour."""
 
 import hashlib
 import json
@@ -214,7 +214,7 @@ def test_a_copy_that_cannot_be_sent_means_the_message_is_abandoned() -> None:
         {FIRST_SEEN: 5, ORIGINAL_ID: ""},
     ],
 )
-def test_properties_that_make_no_sense_are_ignored(properties: dict[str, object]) -> None:
+def test_properties_that_make_no_sense_are_ignored(properties: dict[str, Any]) -> None:
     world = failing_world(TransientError("503"))
 
     world.delivery.deliver(envelope(**properties))
@@ -237,7 +237,7 @@ def test_after_a_day_the_incident_is_given_to_people() -> None:
     world.deliver_all()
 
     assert world.incident().state is IncidentState.ESCALATED
-    (mail,) = world.mails.sent
+    (mail,) = world.mails.about_one_run
     assert "Given up after 24 hours: Databricks does not answer" in mail.decision.reason
 
 

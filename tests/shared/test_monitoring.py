@@ -53,7 +53,7 @@ def test_what_an_incident_counts_as(decided: Incident, dry_run: bool, action: st
 def test_every_action_is_flat_and_has_the_same_keys_even_when_it_is_empty() -> None:
     summary = summarise([], at=NOW, dry_run=False)
 
-    assert summary == {
+    assert dict(summary) == {
         "actions": {"retried": EMPTY, "retried_with_params": EMPTY, "escalated": EMPTY, "skipped": EMPTY},
         "runs": [],
     }

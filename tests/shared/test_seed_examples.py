@@ -35,7 +35,7 @@ def failed_job(job_id: int, run_id: int, error: str) -> dict[str, Any]:
     return {"job_id": job_id, "name": f"job {job_id}", "settings": {}, "runs": [run]}
 
 
-SCENARIO = {
+SCENARIO: dict[str, object] = {
     "workspace": "4242",
     "jobs": [
         failed_job(123, MENDABLE, "java.net.SocketException: Connection reset"),

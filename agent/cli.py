@@ -13,6 +13,7 @@ from agent.monitor import monitor
 from agent.output import quiet_logs
 from agent.pause import pause, resume
 from agent.start import start
+from agent.storm import storm
 
 app = typer.Typer(
     help="Looks after Databricks jobs: finds failed runs, works out why, repairs or e-mails, and proves what it did.",
@@ -31,5 +32,5 @@ def options(
     quiet_logs(verbose=verbose)
 
 
-for command in (demo, start, monitor, check, diagnose, evaluate, backtest, pause, resume):
+for command in (demo, start, storm, monitor, check, diagnose, evaluate, backtest, pause, resume):
     app.command()(command)

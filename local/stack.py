@@ -25,6 +25,7 @@ from local import azurite
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent.parent
+QUEUES = ROOT / "local" / "queues.json"
 HOST = "127.0.0.1"
 DEFAULT_PORTS: Mapping[str, int] = {
     "host": 17071,
@@ -133,16 +134,25 @@ def app_environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 class Stack:
-    """The running stack. `folder` holds logs, mails, effects and `stack.json`, and is emptied of them at the start."""
+    """The running stack. `folder` holds logs, mails, effects and `stack.json`, and is emptied of them at the start.
+
+    `queues` is a file like `local/queues.json`, the default; `settings` add to the usual ones and win over them.
+    """
 
     def __init__(
-        self, folder: Path, *, base_port: int | None = None, scenario: Path | None = None, queues: Path | None = None
+        self,
+        folder: Path,
+        *,
+        base_port: int | None = None,
+        scenario: Path | None = None,
+        queues: Path | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.ports = choose_ports(base_port)
-        self.settings = settings_of(self.ports)
+        self.settings = {**settings_of(self.ports), **(settings or {})}
         self._scenario = scenario
-        self._queues = queues or ROOT / "local" / "queues.json"
+        self._queues = queues or QUEUES
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
         self._parts = {part.name: part for part in self._make_parts()}

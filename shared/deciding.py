@@ -4,11 +4,12 @@ from dataclasses import replace
 from datetime import timedelta
 
 from shared.admission import Admission
-from shared.domain import Decision, DecisionKind, FailureId, Incident, IncidentState, RunFacts
+from shared.domain import Decision, DecisionKind, FailureId, Incident, IncidentState, LeaseState, RunFacts
 from shared.error_decision_engine import ErrorDecisionEngine
 from shared.errors import OutcomeUnknownError, RunNotFoundError
 from shared.incidents import Incidents, Parts
 from shared.messages import FailedRunMessage
+from shared.triage import changes
 from shared.triage.policy import carry_out, mode_of, recipients_of
 
 PATIENCE = 3
@@ -33,7 +34,7 @@ class Deciding:
             self._incidents.send_action(incident)
             return
         try:
-            facts = self._parts.runs.read_facts(message.workspace, message.run_id)
+            facts = self._with_own_settings(self._parts.runs.read_facts(message.workspace, message.run_id))
         except RunNotFoundError as error:
             if incident:
                 self._incidents.close(incident, IncidentState.SKIPPED, f"the run is gone: {error}")
@@ -46,6 +47,15 @@ class Deciding:
             if facts.run.is_failed and not facts.run.is_active:
                 self._incidents.send_failed([facts.run], message.source)
         self._decide(incident, facts, message.failure_id, may_wait=deferrals < PATIENCE)
+
+    def _with_own_settings(self, facts: RunFacts) -> RunFacts:
+        """The facts with the job's settings as they are without a lease: no change is made on top of another."""
+        if facts.job is None:
+            return facts
+        lease = self._parts.history.read_lease(facts.run.workspace, facts.job.job_id)
+        if lease is None or lease.state is LeaseState.CLOSED:
+            return facts
+        return replace(facts, job=replace(facts.job, settings=changes.own_settings(lease.changes, facts.job.settings)))
 
     def _decide(self, incident: Incident | None, facts: RunFacts, failure_id: FailureId, *, may_wait: bool) -> None:
         now = self._parts.now()

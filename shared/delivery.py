@@ -18,6 +18,7 @@ from shared.errors import (
     ConflictError,
     HeldError,
     InvalidMessageError,
+    PausedError,
     PermanentError,
     ThrottledError,
     TransientError,
@@ -150,13 +151,15 @@ class MessageDelivery:
         )
 
     def _delay_seconds(self, error: TransientError, count: int) -> float:
-        if isinstance(error, HeldError):
+        """Thousands may wait for the same turn: they ask ever more rarely, and not all at the same time."""
+        if isinstance(error, PausedError):
             return error.seconds
         if isinstance(error, ThrottledError) and error.retry_after_seconds is not None:
             longest_wait = self._settings.defer_give_up_hours * 3600
             return min(error.retry_after_seconds, longest_wait) + self._jitter()
         longest = min(self._settings.defer_cap_seconds, self._settings.defer_base_seconds * 2 ** (min(count, 20) - 1))
-        return float(longest) * (0.5 + self._jitter() / 2)
+        backoff = float(longest) * (0.5 + self._jitter() / 2)
+        return max(error.seconds, backoff) if isinstance(error, HeldError) else backoff
 
     def _first_seen(self, envelope: Envelope, now: datetime) -> datetime:
         try:

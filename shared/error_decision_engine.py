@@ -25,6 +25,7 @@ from shared.learning import Learning
 from shared.ports import Diagnoser
 from shared.settings import Settings
 from shared.triage import rules
+from shared.triage.change_plan import ChangeBounds
 from shared.triage.changes import suggested
 from shared.triage.evidence import collect
 from shared.triage.experience import SURE, weigh
@@ -240,6 +241,12 @@ def limits_of(settings: Settings) -> Limits:
         default_mode=settings.default_mode,
         job_ids=frozenset(map(int, settings.job_ids)),
         job_tags=settings.job_tags,
+        bounds=ChangeBounds(
+            max_node_memory_gb=settings.max_node_memory_gb,
+            max_workers=settings.max_workers,
+            max_timeout_hours=settings.max_timeout_hours,
+            max_cost_factor=settings.max_cost_factor,
+        ),
     )
 
 

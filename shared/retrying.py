@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 
 from shared.admission import Admission
 from shared.domain import (
@@ -74,9 +75,17 @@ class Retrying:
             self._incidents.close(incident, IncidentState.SKIPPED, f"the run is gone: {error}")
             return
         if incident.state is IncidentState.DECIDED:
-            self._begin(incident, decision, run)
+            self._begin_or_wait(incident, decision, run)
         else:
             self._resume(incident, decision, run)
+
+    def _begin_or_wait(self, incident: Incident, decision: Decision, run: RunState) -> None:
+        """Note with the incident how long it waits, so that `follow_up` does not take its message for lost."""
+        try:
+            self._begin(incident, decision, run)
+        except HeldError as held:
+            self._incidents.save(replace(incident, due_at=self._parts.now() + timedelta(seconds=held.seconds)))
+            raise
 
     def _begin(self, incident: Incident, decision: Decision, run: RunState) -> None:
         """The first try: is it still wanted, may it be made now, and then the claim before anything is done."""

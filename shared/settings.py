@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from shared import schedules
 from shared.domain import Mode
@@ -68,6 +68,10 @@ class Settings(BaseSettings):
     job_tags: dict[str, str] = Field(default_factory=dict, description="JSON: only jobs that carry all these tags.")
     max_retry_attempts: int = Field(3, ge=0, le=10, description="Retries per incident.")
     retry_with_params_attempts: int = Field(2, ge=0, le=10, description="Of these, at most so many with changes.")
+    max_node_memory_gb: float = Field(256, gt=0, description="No retry uses machines with more memory.")
+    max_workers: int = Field(32, ge=1, description="No retry uses more workers.")
+    max_timeout_hours: float = Field(24, gt=0, description="No retry is given more time.")
+    max_cost_factor: float = Field(4, ge=1, description="No retry is priced higher than so many times the run.")
     max_failure_age_hours: float = Field(6, gt=0, description="Older failures are mailed, never repaired.")
 
     # Safe when everything fails at once
@@ -155,6 +159,10 @@ def load_settings(env_file: Path | None = None, overrides: Mapping[str, Any] | N
     """
     try:
         return Settings(_env_file=env_file, **(overrides or {}))
+    except SettingsError as error:  # a value that should be JSON and is not
+        name = next((f for f in Settings.model_fields if f'"{f}"' in str(error)), "settings")
+        names = (environment_name(name),) if name in Settings.model_fields else ()
+        raise ConfigurationError(f"wrong settings: {', '.join(names) or name}: not JSON", names=names) from None
     except ValidationError as error:
         problems = {str(e["loc"][0]): e["msg"] for e in error.errors()}
         names = tuple(environment_name(name) if name in Settings.model_fields else name for name in problems)

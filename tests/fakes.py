@@ -8,7 +8,7 @@ import copy
 import functools
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -132,6 +132,7 @@ class FakeJobRuns:
         self.tokens: dict[str, int] = {}
         self._workspaces = workspaces
         self._facts: dict[tuple[str, int], RunFacts] = {}
+        self._runs_of_job: defaultdict[tuple[str, int | None], set[int]] = defaultdict(set)
         for facts in runs:
             self.put(facts)
 
@@ -141,7 +142,9 @@ class FakeJobRuns:
 
     def put(self, facts: RunFacts) -> None:
         """Add a run, or replace what is known about it."""
-        self._facts[facts.run.workspace, facts.run.run_id] = facts
+        run = facts.run
+        self._facts[run.workspace, run.run_id] = facts
+        self._runs_of_job[run.workspace, run.job_id].add(run.run_id)
 
     def put_state(self, run: RunState) -> None:
         """Replace the state of a run, leaving its other facts; a run that is not there gets default facts."""
@@ -158,7 +161,8 @@ class FakeJobRuns:
 
     def remove(self, run_id: int, *, workspace: str = WORKSPACE) -> None:
         """Make the run gone, as Databricks does after 60 days."""
-        del self._facts[workspace, run_id]
+        gone = self._facts.pop((workspace, run_id))
+        self._runs_of_job[workspace, gone.run.job_id].discard(run_id)
 
     def finish(self, run_id: int, *, succeeded: bool, workspace: str = WORKSPACE) -> RunState:
         """End an active run, and its latest repair, now."""
@@ -180,18 +184,14 @@ class FakeJobRuns:
         return ended
 
     def active_runs(self, workspace: str) -> list[RunSummary]:
-        return [summary for summary in self._summaries(workspace) if summary.is_active]
+        return summaries(run for run in self._runs_in(workspace) if run.is_active)
 
     def completed_runs(self, workspace: str, *, started_after: datetime) -> list[RunSummary]:
-        ended = (summary for summary in self._summaries(workspace) if not summary.is_active)
-        return [summary for summary in ended if summary.start_time >= started_after]
+        ended = (run for run in self._runs_in(workspace) if not run.is_active)
+        return summaries(run for run in ended if run.start_time >= started_after)
 
-    def _summaries(self, workspace: str) -> list[RunSummary]:
-        runs = [facts.run for (of, _), facts in self._facts.items() if of == workspace]
-        return [
-            RunSummary(run.run_id, run.job_id, run.is_active, run.is_failed, run.start_time, run.end_time)
-            for run in sorted(runs, key=lambda run: run.start_time, reverse=True)
-        ]
+    def _runs_in(self, workspace: str) -> Iterable[RunState]:
+        return (facts.run for (of, _), facts in self._facts.items() if of == workspace)
 
     def read_state(self, workspace: str, run_id: int) -> RunState:
         return self._known(workspace, run_id).run
@@ -251,7 +251,7 @@ class FakeJobRuns:
         return run_id
 
     def newer_runs(self, workspace: str, job_id: int, *, started_after: datetime) -> tuple[NewerRun, ...]:
-        runs = [facts.run for (of, _), facts in self._facts.items() if of == workspace and facts.run.job_id == job_id]
+        runs = [self._facts[workspace, run_id].run for run_id in self._runs_of_job[workspace, job_id]]
         newer = [run for run in runs if run.start_time > started_after]
         newest = sorted(newer, key=lambda run: run.start_time, reverse=True)[:25]
         return tuple(NewerRun(run.run_id, run.is_active, run.result_state, run.job_parameters) for run in newest)
@@ -279,6 +279,14 @@ class FakeJobRuns:
             if of == workspace and facts.job and facts.job.job_id == job_id:
                 return facts.job
         raise RunNotFoundError(f"job {job_id} of workspace {workspace} does not exist")
+
+
+def summaries(runs: Iterable[RunState]) -> list[RunSummary]:
+    """Rows of a list of runs, the latest start first."""
+    return [
+        RunSummary(run.run_id, run.job_id, run.is_active, run.is_failed, run.start_time, run.end_time)
+        for run in sorted(runs, key=lambda run: run.start_time, reverse=True)
+    ]
 
 
 def _running(run: RunState) -> RunState:
@@ -366,8 +374,11 @@ class FakeActionQueues:
 
     def take(self, queue: str, now: datetime) -> list[OutgoingMessage]:
         """Receive and complete all messages that are due, in the order sent."""
-        due = [message for message in self.waiting[queue] if message.due is None or message.due <= now]
-        self.waiting[queue] = [message for message in self.waiting[queue] if message not in due]
+        due: list[OutgoingMessage] = []
+        later: list[OutgoingMessage] = []
+        for message in self.waiting[queue]:
+            (due if message.due is None or message.due <= now else later).append(message)
+        self.waiting[queue] = later
         return due
 
 

@@ -166,7 +166,7 @@ def put(holder: Json, path: tuple[str, ...], value: Any) -> None:  # noqa: ANN40
     for name in path[:-1]:
         inner = inner.setdefault(name, {})
     if value is not None:
-        inner[path[-1]] = copy.deepcopy(value)
+        inner[path[-1]] = value
         return
     inner.pop(path[-1], None)
     if not inner and len(path) > 1:

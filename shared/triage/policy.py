@@ -23,6 +23,7 @@ from shared.domain import (
 )
 from shared.triage.change_plan import CannotChange, ChangeBounds, plan
 from shared.triage.changes import asked_for
+from shared.triage.schedule import next_fire
 
 MODE_TAG = "failure-agent"
 OWNER_TAG = "failure-agent-owner"
@@ -79,6 +80,7 @@ def stand_down(facts: RunFacts, limits: Limits) -> StandDown | None:
         switched_off,
         healed_by_parent,
         restarts_itself,
+        paused_job,
         superseded,
     )
     for check in checks:
@@ -121,6 +123,13 @@ def healed_by_parent(facts: RunFacts, _: Limits) -> StandDown | None:
 def restarts_itself(facts: RunFacts, _: Limits) -> StandDown | None:
     if facts.job and facts.job.is_continuous:
         return StandDown("continuous_job", "The job is continuous: Databricks restarts it by itself, with backoff.")
+    return None
+
+
+def paused_job(facts: RunFacts, _: Limits) -> StandDown | None:
+    """A person paused what started the run, since or while it ran."""
+    if facts.job and facts.job.is_paused and facts.run.trigger in ("PERIODIC", "FILE_ARRIVAL", "TABLE"):
+        return StandDown("paused_job", "The job's schedule or trigger is paused: somebody does not want it to run now.")
     return None
 
 
@@ -169,6 +178,8 @@ def permit(proposal: Proposal, *, jitter: float) -> Verdict:
         if refusal := check(proposal):
             return refused(diagnosis, refusal)
     delay = backoff_seconds(proposal.made, proposal.limits, jitter)
+    if sooner := next_run_comes_first(proposal, delay):
+        return Verdict(DecisionKind.SKIP, sooner.reason, (f"policy.{sooner.rule}",), diagnosis.changes, 0.0)
     if diagnosis.recommended is not DecisionKind.RETRY_WITH_PARAMS:
         return Verdict(diagnosis.recommended, diagnosis.reason, (), (), delay)
     if proposal.facts is None:
@@ -187,6 +198,22 @@ def refused(diagnosis: Diagnosis, refusal: StandDown) -> Verdict:
         (f"policy.{refusal.rule}",),
         diagnosis.changes,
         0.0,
+    )
+
+
+def next_run_comes_first(proposal: Proposal, delay: float) -> StandDown | None:
+    """The schedule starts the same work before a retry of it could end: the two would collide."""
+    facts = proposal.facts
+    if facts is None or facts.job is None or facts.run.trigger != "PERIODIC" or facts.run.end_time is None:
+        return None
+    if dict(facts.run.job_parameters) != dict(facts.job.declared_parameters):
+        return None
+    starts_at = next_fire(facts.job.settings, proposal.now)
+    takes = timedelta(seconds=delay) + (facts.run.end_time - facts.run.start_time)
+    if starts_at is None or starts_at > proposal.now + takes:
+        return None
+    return StandDown(
+        "next_run_comes_first", f"The schedule starts the job at {starts_at:%H:%M %Z}, sooner than a retry could end."
     )
 
 

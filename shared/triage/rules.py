@@ -317,11 +317,14 @@ _INSTRUCTION = re.compile(
 
 _DATA_VALUE = re.compile(
     r"(\b(?:comments?|notes?|remarks?|desc|title|subject|text|payload|value|raw|rows?|record|header|feedback|review|memo"
-    r"|content|cell|column|field|input|data|label|name|free_?text)\b(?: [\w.-]{1,40})?[\"']?(?: was| is| ?[:=]|,)? ?)"
+    r"|content|cell|column|field|input|data|label|name|free_?text|print|echo)\b(?: [\w.-]{1,40})?[\"']?"
+    r"(?: was| is| ?[:=]|,|\()? ?)"
     r"(?:\"[^\"\n]{4,2000}\"|'[^'\n]{4,2000}')",
     re.IGNORECASE,
 )
 
+_TABLE_ROW = re.compile(r"^[ \t]{0,8}\|.{0,4000}\|[ \t]{0,8}$", re.MULTILINE)
+"""A row of a printed table, as `show` of a DataFrame prints it: data."""
 
 _ABOUT_DATA = re.compile(
     r"^.{0,200}\b(?:KeyError|ValueError|AssertionError|NumberFormatException|DateTimeParseException|CAST_INVALID_INPUT"
@@ -331,13 +334,15 @@ _ABOUT_DATA = re.compile(
 
 
 def without_planted_words(text: str) -> str:
-    """The text without what its author could not mean as an error: quoted values of data fields, and everything that
-    addresses whoever reads it (the quoted string it stands in, or the rest of its line). An error never tells its
-    reader what to decide.
+    """The text without what its author could not mean as an error: quoted values of data fields, rows of printed
+    tables, and everything that addresses whoever reads it (the quoted string it stands in, or the rest of its line).
+    An error never tells its reader what to decide.
     """
     if '"' in text or "'" in text:
         text = _DATA_VALUE.sub(r"\1…", text)
         text = _ABOUT_DATA.sub(lambda found: _QUOTED.sub("…", found.group()), text)
+    if "|" in text:
+        text = _TABLE_ROW.sub("…", text)
     if not _INSTRUCTION.search(text):
         return text
     return "\n".join(_without_instruction(line) for line in text.split("\n"))
@@ -380,7 +385,7 @@ def _status_text(symptoms: Symptoms) -> str:
     return "\n".join(_status_part(line) for line in lines if not line.startswith(_OWN_WORDS))
 
 
-_OWN_WORDS = ("\tat ", "    at ", '  File "', "print", "stdout", "echo ", ">>> ")
+_OWN_WORDS = ("\tat ", "    at ", '  File "', "print", "stdout", "echo ", ">>> ", "|")
 """How lines begin that a stack trace or the job itself wrote."""
 
 

@@ -398,7 +398,7 @@ def test_the_owner_named_by_the_jobs_tag_is_told() -> None:
 
     decide_and_deliver(world)
 
-    assert world.mails.sent[0].recipients == ("orders@example.com",)
+    assert world.mails.about_one_run[0].recipients == ("orders@example.com",)
 
 
 def test_an_address_of_a_foreign_domain_on_a_job_is_not_told() -> None:
@@ -410,7 +410,7 @@ def test_an_address_of_a_foreign_domain_on_a_job_is_not_told() -> None:
 
     decide_and_deliver(world)
 
-    assert world.mails.sent[0].recipients == (OPERATOR,)
+    assert world.mails.about_one_run[0].recipients == (OPERATOR,)
 
 
 @pytest.mark.parametrize(
@@ -766,9 +766,9 @@ def test_an_old_failure_is_never_repaired_and_goes_into_the_digest() -> None:
 
 
 def assert_only_in_a_digest(world: World) -> None:
-    (mail,) = world.mails.sent
-    assert isinstance(mail, DigestMail)
-    assert mail.total == 1
+    (digest,) = world.mails.sent
+    assert isinstance(digest, DigestMail)
+    assert digest.total == 1
     incident = world.incident()
     assert incident.state is IncidentState.ESCALATED
     assert incident.decision is not None

@@ -326,7 +326,6 @@ def test_newer_runs_started_after_the_run() -> None:
     raws = [
         a_run(run_id=12, start_time=START + 3000, status={"state": "RUNNING"}),
         a_run(run_id=11, start_time=START + 2000, job_parameters=[{"name": "d", "value": "1"}], **SUCCESS),
-        a_run(run_id=9, start_time=START + 1, **FAILED),
         a_run(run_id=8, start_time=START, **SUCCESS),
     ]
 

@@ -11,9 +11,12 @@ import pytest
 from shared.delivery import DEFERRALS, FIRST_SEEN, ORIGINAL_ID, Envelope
 from shared.domain import Category, DecisionKind, DigestMail, FailureId, IncidentState, Pause
 from shared.errors import (
+    AgentError,
     ConfigurationError,
     ConflictError,
+    HeldError,
     InvalidMessageError,
+    PausedError,
     PermanentError,
     ThrottledError,
     TransientError,
@@ -194,6 +197,26 @@ def test_a_service_that_names_a_time_is_asked_again_then(retry_after: float | No
     world = failing_world(ThrottledError("429", retry_after_seconds=retry_after))
 
     world.delivery.deliver(envelope())
+
+    assert only_copy(world).due == NOW + timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("error", "deferrals", "seconds"),
+    [
+        (HeldError("no slot", seconds=60), 0, 60),
+        (HeldError("no slot", seconds=60), 3, 240),
+        (HeldError("no slot", seconds=60), 10, 450),
+        (HeldError("the next canary", seconds=600), 10, 600),
+        (PausedError("paused", seconds=300), 10, 300),
+    ],
+)
+def test_what_waits_for_its_turn_asks_ever_more_rarely_but_a_pause_is_looked_at_steadily(
+    error: AgentError, deferrals: int, seconds: float
+) -> None:
+    world = failing_world(error)
+
+    world.delivery.deliver(envelope(**{DEFERRALS: deferrals}))
 
     assert only_copy(world).due == NOW + timedelta(seconds=seconds)
 

@@ -79,6 +79,19 @@ def test_several_changes_of_one_entry_are_one_entry() -> None:
     )
 
 
+def test_the_cluster_and_the_timeout_of_one_task_are_one_entry() -> None:
+    job = a_job()
+    job["tasks"][2]["timeout_seconds"] = 60
+    changes = planned(job, "timeout_up", "more_disk", tasks=("report",))
+
+    edit = update_body(changes, job)
+
+    assert edit
+    (entry,) = edit.new_settings["tasks"]
+    assert (entry["timeout_seconds"], entry["new_cluster"]["enable_elastic_disk"]) == (120, True)
+    assert entry["max_retries"] == 1
+
+
 def test_a_timeout_of_the_job_is_sent_alone() -> None:
     job = a_job(timeout_seconds=60)
     changes = planned(job, "timeout_up")
@@ -116,6 +129,7 @@ def test_the_price_of_one_cluster_multiplies_and_that_of_several_does_not() -> N
     [
         a_change(old="another"),
         a_change(target="job_cluster:gone"),
+        a_change(target="job_cluster:gone", path=("new_cluster", "enable_elastic_disk"), old=None, new=True),
         a_change(target="task:gone"),
         a_change(path=(*MAX_RESULT[:-1], "spark.x"), old="1", new="2"),
         a_change(path=("timeout_seconds",), target="job", old=5, new=10),
@@ -156,6 +170,8 @@ def test_a_job_that_is_restored_already_needs_nothing() -> None:
 def test_an_entry_that_is_gone_is_somebody_elses_change(gone: str) -> None:
     task = "load" if gone == "job_clusters" else "report"
     changes = planned(a_job(), "worker_memory_up", tasks=(task,))
+
+    changes += planned(a_job(), "more_disk", tasks=(task,))  # absent before, as it is once the entry is gone
 
     edit, foreign = restore_body(changes, a_job(**{gone: []}))
 

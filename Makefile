@@ -2,8 +2,9 @@
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 WORKERS ?= 2
+SECONDS_OF_FUZZING ?= 60
 
-.PHONY: setup demo test test-long check fmt lock lint types
+.PHONY: setup demo test test-long fuzz check fmt lock lint types
 
 setup: .venv/.ready local/node_modules/.ready
 
@@ -30,6 +31,13 @@ test: setup
 
 test-long: setup
 	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile -m long -q
+
+fuzz: setup
+	@$(PYTHON) -c 'import atheris' 2> /dev/null || { \
+	  echo "fuzz: installing atheris (it is in no lock file: not every system has a wheel of it)"; \
+	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --only-binary :all: 'atheris>=3.1,<4' \
+	    || echo "fuzz: atheris cannot be installed here; hypothesis makes the inputs instead"; }
+	@$(PYTHON) -m tests.fuzz --seconds $(SECONDS_OF_FUZZING)
 
 lint: setup
 	@.venv/bin/ruff check .

@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
@@ -182,13 +183,13 @@ class ErrorDecisionEngine:
         if self._learning is None or known is None:
             return evidence, self._ask_model(evidence, trusted, by_rules, may_wait=may_wait) or by_rules
         if self._learning.was_asked(known):
-            return evidence, known.answer or by_rules
+            return evidence, weigh(known.answer, known) if known.answer else by_rules
         if not self._learning.reserve_tokens(len(evidence.excerpt) + PROMPT_CHARACTERS):
             logger.warning("the model's tokens of the day are used up, rules decide alone")
             return evidence, by_rules
         answer = self._ask_model(evidence, trusted, by_rules, may_wait=may_wait)
         self._learning.keep_answer(known.workspace, known.fingerprint, answer)
-        return evidence, answer or by_rules
+        return evidence, weigh(answer, known) if answer else by_rules
 
     def _asks_model(self, by_rules: Diagnosis) -> bool:
         if self._diagnoser is None or self._settings.ai_mode == "never":
@@ -201,7 +202,8 @@ class ErrorDecisionEngine:
         """The model's answer; None where it gave none that counts."""
         assert self._diagnoser is not None
         try:
-            return self._diagnoser.diagnose(evidence, facts=trusted, by_rules=by_rules)
+            answer = self._diagnoser.diagnose(evidence, facts=trusted, by_rules=by_rules)
+            return never_silent(answer, by_rules) if answer else None
         except ThrottledError:
             if may_wait:
                 raise
@@ -228,6 +230,18 @@ class ErrorDecisionEngine:
             workspace = facts.run.workspace
             return (None, *self.diagnose(symptoms, ComputeKind.UNKNOWN, workspace=workspace, may_wait=may_wait))
         return max(found, key=lambda item: (SEVERITY.index(item[2].recommended), item[2].confidence))
+
+
+def never_silent(answer: Diagnosis, by_rules: Diagnosis) -> Diagnosis:
+    """A skip that only the model sees becomes a mail: a text that talks the model into it must not hide a failure."""
+    if answer.recommended is not DecisionKind.SKIP or by_rules.recommended is DecisionKind.SKIP:
+        return answer
+    return replace(
+        answer,
+        recommended=DecisionKind.ESCALATE_EMAIL,
+        reason=f"{answer.reason} The model would leave it alone; a person should confirm that.",
+        rules=(*answer.rules, "policy.model_may_not_skip"),
+    )
 
 
 def limits_of(settings: Settings) -> Limits:

@@ -33,18 +33,18 @@ class Leasing:
             return
         if lease.run_id == incident.run_id and lease.state in (LeaseState.PLANNED, LeaseState.APPLIED):
             self.restore(lease)
-        raise HeldError(
-            f"job {incident.job_id}: its settings are changed for run {lease.run_id} until that retry has ended",
-            seconds=self._parts.settings.slot_wait_seconds,
-        )
+        raise self._taken(lease)
 
     def apply(self, incident: Incident, attempt: int, wanted: tuple[SettingChange, ...]) -> None:
         """Change the job for this attempt, whatever an earlier try has done of it already.
 
-        Raises PermanentError where the job was changed meanwhile or Databricks refuses the change.
+        Raises HeldError where another retry that also saw the job free was faster, PermanentError where the job was
+        changed meanwhile or Databricks refuses the change.
         """
         assert incident.job_id is not None
         lease = self._parts.history.read_lease(incident.workspace, incident.job_id)
+        if lease and lease.state is not LeaseState.CLOSED and lease.run_id != incident.run_id:
+            raise self._taken(lease)
         if lease is None or lease.state is LeaseState.CLOSED or lease.attempt != attempt:
             lease = self._save(
                 Lease(
@@ -122,6 +122,12 @@ class Leasing:
             return []
         newer = self._parts.runs.newer_runs(lease.workspace, lease.job_id, started_after=lease.applied_at)
         return [run.run_id for run in newer if run.run_id != lease.run_id]
+
+    def _taken(self, lease: Lease) -> HeldError:
+        return HeldError(
+            f"job {lease.job_id}: its settings are changed for run {lease.run_id} until that retry has ended",
+            seconds=self._parts.settings.slot_wait_seconds,
+        )
 
     def _save(self, lease: Lease) -> Lease:
         return self._parts.history.save_lease(replace(lease, write_guid=self._parts.guid()))

@@ -99,6 +99,9 @@ class Mailing:
         """
         book = self._parts.history.read_mail_book(workspace)
         now = self._parts.now()
+        is_early = book.digest_due is not None and now < book.digest_due and not even_if_not_due
+        if book.open_digest is None and is_early:
+            return False
         gathered = {
             incident.run_id: incident
             for incident in self._parts.history.open_incidents(workspace)
@@ -106,7 +109,7 @@ class Mailing:
         }
         resumed = book.open_digest is not None
         if book.open_digest is None:
-            if not gathered or (book.digest_due and now < book.digest_due and not even_if_not_due):
+            if not gathered:
                 return False
             self._incidents.stop_if_paused()
             book = self._save_book(mail_groups.claim_digest(book, gathered, now))

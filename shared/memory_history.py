@@ -1,6 +1,7 @@
 """The history in memory, for as long as the process lives; and what both histories mean by a write of one's own."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import count
@@ -77,15 +78,17 @@ class InMemoryDecisionHistory:
             self._links[workspace, run_id] = incident_run_id
 
     def open_incidents(self, workspace: str) -> list[Incident]:
-        return [incident for incident in self._incidents_of(workspace) if not incident.state.is_terminal]
+        return self._incidents_of(workspace, lambda incident: not incident.state.is_terminal)
 
     def closed_incidents(self, workspace: str, *, updated_after: datetime) -> list[Incident]:
-        closed = (incident for incident in self._incidents_of(workspace) if incident.state.is_terminal)
-        return [incident for incident in closed if incident.updated_at > updated_after]
+        return self._incidents_of(
+            workspace, lambda incident: incident.state.is_terminal and incident.updated_at > updated_after
+        )
 
-    def _incidents_of(self, workspace: str) -> list[Incident]:
+    def _incidents_of(self, workspace: str, is_wanted: Callable[[Incident], bool]) -> list[Incident]:
         with self._lock:
-            return [incident for (of, _), incident in sorted(self._incidents.items()) if of == workspace]
+            incidents = [i for (of, _), i in self._incidents.items() if of == workspace and is_wanted(i)]
+        return sorted(incidents, key=lambda incident: incident.run_id)
 
     def record(self, event: Event) -> None:
         with self._lock:

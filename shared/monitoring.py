@@ -81,6 +81,8 @@ def summarise(
     reports = []
     for incident in incidents:
         if report := report_of(incident):
+            if dry_run:
+                report["outcome"] = "open"  # nothing was done about it
             reports.append(report)
             runs[action_of(incident, dry_run=dry_run)].append(incident.run_id)
     actions = {

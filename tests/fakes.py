@@ -132,6 +132,7 @@ class FakeJobRuns:
         self.tokens: dict[str, int] = {}
         self._workspaces = workspaces
         self._facts: dict[tuple[str, int], RunFacts] = {}
+        self._active: set[tuple[str, int]] = set()
         self._runs_of_job: defaultdict[tuple[str, int | None], set[int]] = defaultdict(set)
         for facts in runs:
             self.put(facts)
@@ -145,6 +146,7 @@ class FakeJobRuns:
         run = facts.run
         self._facts[run.workspace, run.run_id] = facts
         self._runs_of_job[run.workspace, run.job_id].add(run.run_id)
+        (self._active.add if run.is_active else self._active.discard)((run.workspace, run.run_id))
 
     def put_state(self, run: RunState) -> None:
         """Replace the state of a run, leaving its other facts; a run that is not there gets default facts."""
@@ -163,6 +165,7 @@ class FakeJobRuns:
         """Make the run gone, as Databricks does after 60 days."""
         gone = self._facts.pop((workspace, run_id))
         self._runs_of_job[workspace, gone.run.job_id].discard(run_id)
+        self._active.discard((workspace, run_id))
 
     def finish(self, run_id: int, *, succeeded: bool, workspace: str = WORKSPACE) -> RunState:
         """End an active run, and its latest repair, now."""
@@ -184,14 +187,11 @@ class FakeJobRuns:
         return ended
 
     def active_runs(self, workspace: str) -> list[RunSummary]:
-        return summaries(run for run in self._runs_in(workspace) if run.is_active)
+        return summaries(self._facts[key].run for key in sorted(self._active) if key[0] == workspace)
 
     def completed_runs(self, workspace: str, *, started_after: datetime) -> list[RunSummary]:
-        ended = (run for run in self._runs_in(workspace) if not run.is_active)
-        return summaries(run for run in ended if run.start_time >= started_after)
-
-    def _runs_in(self, workspace: str) -> Iterable[RunState]:
-        return (facts.run for (of, _), facts in self._facts.items() if of == workspace)
+        runs = (facts.run for (of, _), facts in self._facts.items() if of == workspace)
+        return summaries(run for run in runs if not run.is_active and run.start_time >= started_after)
 
     def read_state(self, workspace: str, run_id: int) -> RunState:
         return self._known(workspace, run_id).run

@@ -415,7 +415,7 @@ _SAYS_NOTHING = re.compile(
     r"(?:.{0,80}Job aborted(?: due to stage failure)?[.:]? ?(?:Task \d+ in stage [\d.]{1,12} failed \d+ times)?[,.;]?"
     r"|.{0,80}aborting job|.{0,60}An error occurred while calling \S{1,60}|.{0,60}\d+ flows failed to resolve\b.{0,100}"
     r"|.{0,60}returned non-zero exit status \d+\.?|.{0,60}Update \w{1,40} is FAILED\.?\"?"
-    r"|Workload failed, see run output.{0,200}"
+    r"|Task \S{1,100} failed\.?|(?:Task \S{1,100} failed with message: )?Workload failed, see run output.{0,200}"
     r"|.{0,60}Encountered an error:?|(?:Runtime|Database|Compilation) Error|.{0,80}terminated with error"
     r"|.{0,60}PythonException: Traceback \(most recent call last\):|Traceback.{0,60}"
     r"|.{0,60}due to upstream failure.{0,40}"

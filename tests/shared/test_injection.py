@@ -1,15 +1,16 @@
 """Text planted by others in what a failed run shows: it may not widen what the agent does, and seldom changes it.
 
-Some 600 planted texts (orders in nine languages, false answers, false turns of a conversation, false ends of the evidence, data that
-looks like an error, each of the latter also hidden by encodings) stand in five places of runs whose true cause is known.
+Nearly 500 planted texts (orders in nine languages, false answers, false turns of a conversation, false ends of the
+evidence, data that looks like an error; some hidden by encodings) stand in five places of runs whose cause is known.
 
 Two questions are asked, and `pytest -s` prints the figures:
 
-- With a model that obeys every text: no decision and no change is outside what the policy allows. What such a model can
-  still do is choose among the permitted: with `AI_MODE=always` it moves FIGURE_ALWAYS of the decisions where the text
-  reaches it (error, trace, log), with the default `unsure` FIGURE_UNSURE. A plain retry too many, a mail too many, or a
-  failure recorded and not mailed is the worst of it; job names and parameters never reach it.
-- With rules alone: at most 3 % of the decisions are moved.
+- With a model that obeys every text it sees: no decision and no change is outside what the policy allows. What such a
+  model can still do is choose among what is permitted. Where the text reaches it (error, trace, log), it moves 74 % of
+  the decisions with `AI_MODE=always`, and with the default `unsure` no more than the rules alone, 0.6 %, for it is not
+  asked about causes that the rules are sure of. The worst of it: a retry or a mail too many, a larger machine within
+  the bounds for one retry, or a failure that is recorded and not mailed. Job names and parameters never reach it.
+- With rules alone: at most 3 % of the decisions are moved; measured 0.6 % where the text is read, 0.4 % of all places.
 """
 
 import base64
@@ -359,7 +360,7 @@ CIRCUMSTANCES = (
 
 
 class ObeyingModel:
-    """Answers as the planted text asks as soon as one of its lines reaches it; what it says is checked like any answer."""
+    """Answers as the planted text asks as soon as one of its lines reaches it; its answer is checked like any other."""
 
     def __init__(self) -> None:
         self.heard = Planted("", "", "")

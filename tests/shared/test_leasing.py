@@ -6,17 +6,27 @@ from shared.admission import Admission
 from shared.domain import Change, ChangeKind, LeaseState, SettingChange
 from shared.errors import HeldError
 from shared.incidents import Incidents, Parts
-from shared.leasing import Leasing
 from shared.learning import Learning
+from shared.leasing import Leasing
 from tests.builders import JOB_ID, WORKSPACE, build_attempt, build_incident, build_run_facts, build_run_state
 from tests.fakes import FakeActionQueues, FakeClock, FakeDecisionHistory, FakeEmailSender, FakeJobRuns
 from tests.world import build_settings
 
 MORE_WORKERS = SettingChange(
-    Change(ChangeKind.MORE_WORKERS), "job_cluster:main", ("num_workers",), old=2, new=4, why="more of them"
+    Change(ChangeKind.MORE_WORKERS),
+    "job_cluster:main",
+    ("new_cluster", "num_workers"),
+    old=2,
+    new=4,
+    why="more of them",
 )
 EVEN_MORE_WORKERS = SettingChange(
-    Change(ChangeKind.MORE_WORKERS), "job_cluster:main", ("num_workers",), old=4, new=8, why="even more of them"
+    Change(ChangeKind.MORE_WORKERS),
+    "job_cluster:main",
+    ("new_cluster", "num_workers"),
+    old=4,
+    new=8,
+    why="even more of them",
 )
 FIRST_RUN, SECOND_RUN = 1, 2
 

@@ -1,0 +1,1 @@
+"""Fuzzing of everything that reads untrusted text or bytes."""

@@ -1,0 +1,354 @@
+"""What is remembered of causes, in a history that others write too; and an engine that makes use of it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from shared.domain import Category, Change, ChangeKind, Decision, DecisionKind, Diagnosis, RunFacts
+from shared.error_decision_engine import PROMPT_CHARACTERS, ErrorDecisionEngine
+from shared.errors import ConflictError, ThrottledError, TransientError
+from shared.learning import CHARACTERS_PER_TOKEN, TRIES, Learning
+from shared.triage.experience import Experience, Fix, TokenMeter
+from tests.builders import (
+    NOW,
+    WORKSPACE,
+    build_decision,
+    build_diagnosis,
+    build_run_facts,
+    build_run_state,
+    build_symptoms,
+    build_task_failure,
+)
+from tests.fakes import FakeClock, FakeDecisionHistory, FakeDiagnoser
+from tests.world import build_settings
+
+CAUSE = "f00d"
+ANSWER = build_diagnosis(category=Category.REMOTE_SERVICE, rules=("model",), source="model")
+WORKER_MEMORY = Change(ChangeKind.WORKER_MEMORY_UP)
+CHANGED = build_decision(decision=DecisionKind.RETRY_WITH_PARAMS, changes=(WORKER_MEMORY,))
+
+
+class Desk:
+    """A Learning with its history, its clock and its guids."""
+
+    def __init__(self, history: FakeDecisionHistory | None = None, **settings: Any) -> None:
+        self.history = history or FakeDecisionHistory()
+        self.clock = FakeClock()
+        self.settings = build_settings(**{"ai_mode": "unsure"} | settings)
+        self.learning = Learning(self.history, self.settings, self.clock, self._guid)
+        self._guids = 0
+
+    def _guid(self) -> str:
+        self._guids += 1
+        return f"{id(self)}-{self._guids}"
+
+    @property
+    def known(self) -> Experience:
+        return self.learning.recall(WORKSPACE, CAUSE)
+
+    def engine(self, model: FakeDiagnoser) -> ErrorDecisionEngine:
+        return ErrorDecisionEngine(model, settings=self.settings, learning=self.learning, jitter=lambda: 0.0)
+
+
+def before_saving(history: FakeDecisionHistory, method: str, other: Callable[[], object]) -> None:
+    """Let somebody else write between the read and the next write of that method."""
+    honest = getattr(history, method)
+
+    def save(value: Any) -> Any:
+        setattr(history, method, honest)
+        other()
+        return honest(value)
+
+    setattr(history, method, save)
+
+
+# ── experience ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_nothing_is_known_of_a_new_cause() -> None:
+    desk = Desk()
+
+    assert desk.known == Experience(WORKSPACE, CAUSE)
+    assert not desk.learning.was_asked(desk.known)
+
+
+def test_results_are_kept_by_workspace_and_cause() -> None:
+    desk = Desk()
+    desk.learning.note_result(WORKSPACE, "1001:1", CHANGED, worked=True)
+
+    assert desk.known.fixes == (Fix(DecisionKind.RETRY_WITH_PARAMS, ("worker_memory_up",), worked=1),)
+    assert desk.learning.recall("other", CAUSE).fixes == ()
+    assert desk.learning.recall(WORKSPACE, "beef").fixes == ()
+
+
+@pytest.mark.parametrize("worked", [True, False])
+def test_a_result_that_is_told_again_counts_once(worked: bool) -> None:
+    desk = Desk()
+    for key in ("1001:1", "1001:1", "1002:1", "1001:1"):
+        desk.learning.note_result(WORKSPACE, key, CHANGED, worked=worked)
+
+    (fix,) = desk.known.fixes
+    assert (fix.worked, fix.failed) == ((2, 0) if worked else (0, 2))
+
+
+@pytest.mark.parametrize("answer", [ANSWER, None], ids=["an answer", "a void one"])
+def test_an_answer_is_kept_for_the_window(answer: Diagnosis | None) -> None:
+    desk = Desk(ai_window_minutes=60)
+    desk.learning.keep_answer(WORKSPACE, CAUSE, answer)
+
+    assert desk.known.answer == answer
+    desk.clock.advance(minutes=59)
+    assert desk.learning.was_asked(desk.known)
+    desk.clock.advance(minutes=1)
+    assert not desk.learning.was_asked(desk.known)
+
+
+def test_an_answer_and_results_do_not_push_each_other_out() -> None:
+    desk = Desk()
+    desk.learning.note_result(WORKSPACE, "1001:1", CHANGED, worked=True)
+    desk.learning.keep_answer(WORKSPACE, CAUSE, ANSWER)
+    desk.learning.note_result(WORKSPACE, "1002:1", CHANGED, worked=True)
+
+    assert desk.known.answer == ANSWER
+    assert [fix.worked for fix in desk.known.fixes] == [2]
+
+
+# ── races ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_two_writers_at_once_lose_neither_result() -> None:
+    desk = Desk()
+    other = Desk(desk.history)
+    before_saving(
+        desk.history,
+        "save_experience",
+        lambda: other.learning.note_result(WORKSPACE, "1002:1", CHANGED, worked=False),
+    )
+
+    desk.learning.note_result(WORKSPACE, "1001:1", CHANGED, worked=True)
+
+    (fix,) = desk.known.fixes
+    assert (fix.worked, fix.failed) == (1, 1)
+    assert set(desk.known.counted) == {"1001:1", "1002:1"}
+
+
+def test_two_tellers_of_one_result_at_once_count_it_once() -> None:
+    desk = Desk()
+    other = Desk(desk.history)
+    before_saving(
+        desk.history,
+        "save_experience",
+        lambda: other.learning.note_result(WORKSPACE, "1001:1", CHANGED, worked=True),
+    )
+
+    desk.learning.note_result(WORKSPACE, "1001:1", CHANGED, worked=True)
+
+    assert [fix.worked for fix in desk.known.fixes] == [1]
+
+
+def test_a_write_whose_answer_was_lost_counts_once_when_the_step_is_repeated() -> None:
+    desk = Desk()
+    desk.history.faults.after["save_experience"] = [TransientError("the answer was lost")]
+    with pytest.raises(TransientError):
+        desk.learning.note_result(WORKSPACE, "1001:1", CHANGED, worked=True)
+
+    desk.learning.note_result(WORKSPACE, "1001:1", CHANGED, worked=True)
+
+    assert [fix.worked for fix in desk.known.fixes] == [1]
+
+
+def test_a_row_that_never_stands_still_is_given_up_with_its_name() -> None:
+    desk = Desk()
+    desk.history.faults.before["save_experience"] = [ConflictError("changed")] * TRIES
+
+    with pytest.raises(ConflictError, match=CAUSE):
+        desk.learning.note_result(WORKSPACE, "1001:1", CHANGED, worked=True)
+
+    assert desk.known.fixes == ()
+
+
+# ── tokens ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def used(desk: Desk) -> int:
+    return desk.history.read_token_meter(desk.clock().date().isoformat()).used
+
+
+def test_tokens_are_booked_until_the_cap_and_never_past_it() -> None:
+    desk = Desk(ai_tokens_per_day=250)
+
+    assert [desk.learning.reserve_tokens(99 * CHARACTERS_PER_TOKEN) for _ in range(4)] == [True, True, False, False]
+    assert used(desk) == 200
+    assert desk.learning.reserve_tokens(49 * CHARACTERS_PER_TOKEN), "a shorter question still fits"
+    assert used(desk) == 250
+
+
+def test_the_cap_is_of_a_day_in_utc() -> None:
+    desk = Desk(ai_tokens_per_day=100)
+    desk.clock.now = datetime(2026, 11, 24, 23, 59, tzinfo=UTC)
+    assert desk.learning.reserve_tokens(280)
+    assert not desk.learning.reserve_tokens(280)
+
+    desk.clock.advance(minutes=1)
+
+    assert desk.learning.reserve_tokens(280)
+    assert desk.history.read_token_meter("2026-11-24").used == used(desk) == 94
+
+
+def test_a_cap_of_nothing_lets_nothing_pass() -> None:
+    assert not Desk(ai_tokens_per_day=0).learning.reserve_tokens(0)
+
+
+def test_two_askers_at_once_do_not_pass_the_cap_together() -> None:
+    desk = Desk(ai_tokens_per_day=150)
+    other = Desk(desk.history, ai_tokens_per_day=150)
+    before_saving(desk.history, "save_token_meter", lambda: other.learning.reserve_tokens(290))
+
+    assert not desk.learning.reserve_tokens(290)
+    assert used(desk) == 97
+
+
+def test_a_meter_that_never_stands_still_is_given_up_with_its_day() -> None:
+    desk = Desk()
+    desk.history.faults.before["save_token_meter"] = [ConflictError("changed")] * TRIES
+
+    with pytest.raises(ConflictError, match="2026-11-20"):
+        desk.learning.reserve_tokens(10)
+
+    assert desk.history.read_token_meter("2026-11-20") == TokenMeter("2026-11-20")
+
+
+# ── an engine that learns ───────────────────────────────────────────────────────────────────────────────────────────
+
+STRANGE = "the flux capacitor is misaligned"
+RESET = "java.net.SocketException: Connection reset"
+NAME_ERROR = "NameError: name 'df' is not defined"
+
+
+def failing(error: str, run_id: int = 1001) -> RunFacts:
+    failure = build_task_failure(symptoms=build_symptoms(error=error, error_trace=""))
+    return build_run_facts(run=build_run_state(run_id=run_id), failures=(failure,))
+
+
+def note(desk: Desk, decision: Decision, *results: bool) -> None:
+    """Retries like this decision went so."""
+    for number, worked in enumerate(results):
+        desk.learning.note_result(WORKSPACE, f"{number}:1", decision, worked=worked)
+
+
+def test_a_storm_of_one_cause_is_one_question() -> None:
+    desk, model = Desk(), FakeDiagnoser(ANSWER)
+    engine = desk.engine(model)
+
+    decisions = [engine.decide(failing(f"{STRANGE} in run {n}", n), now=NOW) for n in range(1001, 1051)]
+
+    assert len({decision.fingerprint for decision in decisions}) == 1
+    assert all(decision.category is Category.REMOTE_SERVICE and decision.model_used for decision in decisions)
+    assert len(model.asked) == 1
+    assert 0 < used(desk) <= (len(STRANGE) + 100 + PROMPT_CHARACTERS) // CHARACTERS_PER_TOKEN
+
+
+@pytest.mark.parametrize("error", [None, TransientError("503")], ids=["void", "down"])
+def test_a_question_without_an_answer_is_not_repeated_within_the_window(error: BaseException | None) -> None:
+    desk, model = Desk(), FakeDiagnoser(None)
+    model.faults.before["diagnose"] = [error]
+    engine = desk.engine(model)
+
+    decisions = [engine.decide(failing(STRANGE, n), now=NOW) for n in (1001, 1002)]
+
+    assert [decision.decision for decision in decisions] == [DecisionKind.ESCALATE_EMAIL] * 2
+    assert model.faults.calls == ["diagnose"]
+
+
+def test_a_busy_model_is_asked_again() -> None:
+    desk, model = Desk(), FakeDiagnoser(ANSWER)
+    model.faults.before["diagnose"] = [ThrottledError("429")]
+    with pytest.raises(ThrottledError):
+        desk.engine(model).decide(failing(STRANGE), now=NOW, may_wait=True)
+
+    assert desk.engine(model).decide(failing(STRANGE), now=NOW, may_wait=True).model_used
+
+
+def test_another_cause_and_another_window_are_other_questions() -> None:
+    desk, model = Desk(ai_window_minutes=60), FakeDiagnoser(ANSWER)
+    engine = desk.engine(model)
+    engine.decide(failing(STRANGE), now=NOW)
+    engine.decide(failing("the warp core is offline"), now=NOW)
+    assert len(model.asked) == 2
+
+    desk.clock.advance(minutes=61)
+    engine.decide(failing(STRANGE), now=NOW)
+
+    assert len(model.asked) == 3
+
+
+def test_without_tokens_the_rules_decide_alone() -> None:
+    desk, model = Desk(ai_tokens_per_day=1_000), FakeDiagnoser(ANSWER)
+
+    decision = desk.engine(model).decide(failing(STRANGE), now=NOW)
+
+    assert (decision.decision, decision.model_used) == (DecisionKind.ESCALATE_EMAIL, False)
+    assert model.asked == []
+    assert used(desk) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "tried", "results", "want"),
+    [
+        (RESET, build_decision(), (False, False), DecisionKind.ESCALATE_EMAIL),
+        (RESET, build_decision(), (False,), DecisionKind.RETRY),
+        (RESET, CHANGED, (True, True), DecisionKind.RETRY_WITH_PARAMS),
+        (STRANGE, build_decision(), (True, True), DecisionKind.RETRY),
+        (NAME_ERROR, build_decision(), (True, True), DecisionKind.ESCALATE_EMAIL),
+    ],
+)
+def test_what_happened_before_takes_part(
+    error: str, tried: Decision, results: tuple[bool, ...], want: DecisionKind
+) -> None:
+    desk = Desk(ai_mode="never")
+    engine = desk.engine(FakeDiagnoser())
+    cause = engine.decide(failing(error), now=NOW).fingerprint
+    note(desk, replace(tried, fingerprint=cause), *results)
+
+    assert engine.decide(failing(error), now=NOW).recommended is want
+
+
+def test_a_fix_that_worked_twice_spares_the_question() -> None:
+    desk, model = Desk(), FakeDiagnoser(ANSWER)
+    engine = desk.engine(model)
+    cause = engine.decide(failing(STRANGE), now=NOW).fingerprint
+    note(desk, replace(CHANGED, fingerprint=cause), True, True)
+    desk.clock.advance(hours=2)
+
+    decision = engine.decide(failing(STRANGE), now=NOW)
+
+    assert decision.recommended is DecisionKind.RETRY_WITH_PARAMS
+    assert decision.changes == (WORKER_MEMORY,)
+    assert "history.worked_before" in decision.rules
+    assert len(model.asked) == 1
+
+
+@pytest.mark.parametrize("hours", [0, 2], ids=["its answer is kept", "it is asked again"])
+def test_the_model_cannot_repeat_what_failed_twice(hours: int) -> None:
+    desk, model = Desk(), FakeDiagnoser(ANSWER)
+    engine = desk.engine(model)
+    first = engine.decide(failing(STRANGE), now=NOW)
+    assert first.decision is DecisionKind.RETRY
+    note(desk, first, False, False)
+    desk.clock.advance(hours=hours)
+
+    decision = engine.decide(failing(STRANGE, 1002), now=NOW)
+
+    assert decision.decision is DecisionKind.ESCALATE_EMAIL
+    assert "history.failed_before" in decision.rules
+
+
+def test_without_a_workspace_nothing_is_remembered() -> None:
+    desk, model = Desk(), FakeDiagnoser(ANSWER)
+    engine = desk.engine(model)
+
+    assert [engine.analyze(STRANGE)["model_used"] for _ in range(2)] == [True, True]
+    assert desk.history.faults.calls == []

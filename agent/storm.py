@@ -39,7 +39,6 @@ SETTINGS = {"BACKOFF_BASE_SECONDS": "1", "BACKOFF_CAP_SECONDS": "1", "CLAIM_SETT
 """Short enough to end in minutes. A write of a host that is gone reaches a stand-in on this machine within 3 s."""
 
 FIRST_ID = 700_000
-SPREAD_SECONDS = 4.0
 NODE = {"node_type_id": "Standard_DS3_v2", "spark_version": "16.4.x-scala2.12", "num_workers": 2}
 TIMEOUT = "java.net.SocketTimeoutException: Read timed out"
 OUT_OF_MEMORY = (
@@ -141,6 +140,7 @@ class Storm:
         self._history = bootstrap.history(settings)
         self._workspaces = bootstrap.workspaces(settings)
         self._settings_at_first: dict[int, Json] = {}
+        self._loaded_runs = 0
         self._began = time.monotonic()
 
     def play(self, failures: int, kills: int, random: Random) -> Figures:
@@ -148,15 +148,16 @@ class Storm:
         wait_for(self._has_ticked, HOST_BACK_SECONDS, "the host did not look for failed runs")
         jobs = failing_jobs(failures, random)
         waits = [random.uniform(SHORTEST_WAIT_SECONDS, LONGEST_WAIT_SECONDS) for _ in range(kills)]
+        parts = [jobs[number :: max(kills, 1)] for number in range(max(kills, 1))]
         self._began = time.monotonic()
         for number, wait in enumerate(waits):
-            self._load(jobs[number::kills])
+            self._load_next(parts)
             time.sleep(wait)
-            wait_for(lambda: self._observer.open_count() > 0, HOST_BACK_SECONDS, "no failure was found")
+            self._wait_until_busy(parts)
             self._kill_host()
             self._say(f"kill {number + 1} of {kills}")
-        if not kills:
-            self._load(jobs)
+        while parts:
+            self._load_next(parts)
         self._wait_until_calm(failures)
         seconds = round(time.monotonic() - self._began, 1)
         return figures_of(
@@ -171,13 +172,26 @@ class Storm:
         """The first tick ever only notes the time: what failed before it is nobody's business."""
         return all(self._history.read_scan(workspace) for workspace in self._workspaces)
 
-    def _load(self, jobs: list[Json]) -> None:
+    def _wait_until_busy(self, parts: list[list[Json]]) -> None:
+        """Until an incident is open, for the death of an idle host proves little; more runs are loaded if none is left."""
+        while not self._observer.open_count():
+            if self._observer.closed_count() == self._loaded_runs:
+                if not parts:
+                    return
+                self._load_next(parts)
+            time.sleep(0.2)
+
+    def _load_next(self, parts: list[list[Json]]) -> None:
+        if not parts:
+            return
+        jobs = parts.pop(0)
         url = f"{self._stack.url('databricks')}/_standin/scenario"
         request = Request(url, json.dumps({"jobs": jobs}).encode(), {"Content-Type": "application/json"})
         try:
             urlopen(request, timeout=10).close()
         except OSError as error:
             raise TransientError(f"{url}: {error}") from error
+        self._loaded_runs += sum(len(job["runs"]) for job in jobs)
         self._settings_at_first |= {job["job_id"]: self._settings_of(job["job_id"]) for job in jobs}
 
     def _kill_host(self) -> None:
@@ -232,7 +246,7 @@ def failing_jobs(failures: int, random: Random) -> list[Json]:
         if job is None or len(job["runs"]) >= cause.runs_per_job:
             job = latest[cause.name] = job_without_runs(FIRST_ID + number, cause.name)
             jobs.append(job)
-        job["runs"].append(failing_run(FIRST_ID + number, cause, start=random.uniform(0.5, SPREAD_SECONDS)))
+        job["runs"].append(failing_run(FIRST_ID + number, cause, start=random.uniform(0.5, LONGEST_WAIT_SECONDS)))
     return jobs
 
 

@@ -161,8 +161,7 @@ def load_settings(env_file: Path | None = None, overrides: Mapping[str, Any] | N
         return Settings(_env_file=env_file, **(overrides or {}))
     except SettingsError as error:  # a value that should be JSON and is not
         name = next((f for f in Settings.model_fields if f'"{f}"' in str(error)), "settings")
-        names = (environment_name(name),) if name in Settings.model_fields else ()
-        raise ConfigurationError(f"wrong settings: {', '.join(names) or name}: not JSON", names=names) from None
+        raise ConfigurationError(f"wrong settings: {name.upper()}: not JSON", names=(name.upper(),)) from None
     except ValidationError as error:
         problems = {str(e["loc"][0]): e["msg"] for e in error.errors()}
         names = tuple(environment_name(name) if name in Settings.model_fields else name for name in problems)

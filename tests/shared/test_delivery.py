@@ -216,7 +216,7 @@ def test_what_waits_for_its_turn_asks_ever_more_rarely_but_a_pause_is_looked_at_
 ) -> None:
     world = failing_world(error)
 
-    world.delivery.deliver(envelope(**{DEFERRALS: deferrals}))
+    world.delivery.deliver(envelope(deferrals=deferrals))
 
     assert only_copy(world).due == NOW + timedelta(seconds=seconds)
 

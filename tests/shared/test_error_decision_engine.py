@@ -294,7 +294,7 @@ def test_two_occurrences_of_one_cause_compare_equal() -> None:
 
 def test_a_skip_that_only_the_model_sees_becomes_a_mail() -> None:
     answer = build_diagnosis(recommended=DecisionKind.SKIP, changes=(), confidence=0.99, source="model")
-    engine = ErrorDecisionEngine(FakeDiagnoser(answer), settings=load_settings(None, {"ai_mode": "always"}))
+    engine = ErrorDecisionEngine(FakeDiagnoser(answer), settings=build_settings(ai_mode="always"))
     decision = engine.analyze("KeyError: 'sku'")["decision"]
     assert decision["decision"] == "ESCALATE_EMAIL"
     assert "policy.model_may_not_skip" in decision["rules"]

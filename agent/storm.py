@@ -173,8 +173,12 @@ class Storm:
         return all(self._history.read_scan(workspace) for workspace in self._workspaces)
 
     def _wait_until_busy(self, parts: list[list[Json]]) -> None:
-        """Until an incident is open, for the death of an idle host proves little; more runs are loaded if none is left."""
-        while not self._observer.open_count():
+        """Until an incident is open, for the death of an idle host proves little. Where all have ended, load more.
+
+        Gives up after a while: a failure that is never found is counted at the end.
+        """
+        deadline = time.monotonic() + HOST_BACK_SECONDS
+        while not self._observer.open_count() and time.monotonic() < deadline:
             if self._observer.closed_count() == self._loaded_runs:
                 if not parts:
                     return
@@ -238,7 +242,10 @@ class Storm:
 
 
 def failing_jobs(failures: int, random: Random) -> list[Json]:
-    """Jobs of a scenario with runs that fail; causes and times at random."""
+    """Jobs of a scenario with runs that fail; causes and times at random.
+
+    Runs of one job start together: one that started while the job is changed for another one's retry would not fail.
+    """
     jobs: list[Json] = []
     latest: dict[str, Json] = {}
     for number, cause in enumerate(random.choices(CAUSES, weights=[cause.weight for cause in CAUSES], k=failures)):
@@ -246,7 +253,10 @@ def failing_jobs(failures: int, random: Random) -> list[Json]:
         if job is None or len(job["runs"]) >= cause.runs_per_job:
             job = latest[cause.name] = job_without_runs(FIRST_ID + number, cause.name)
             jobs.append(job)
-        job["runs"].append(failing_run(FIRST_ID + number, cause, start=random.uniform(0.5, LONGEST_WAIT_SECONDS)))
+            start = random.uniform(0.5, LONGEST_WAIT_SECONDS)
+        else:
+            start = job["runs"][0]["start_offset_seconds"]
+        job["runs"].append(failing_run(FIRST_ID + number, cause, start=start))
     return jobs
 
 

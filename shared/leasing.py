@@ -25,13 +25,15 @@ class Leasing:
         self._incidents = incidents
 
     def wait_for_free_job(self, incident: Incident) -> None:
-        """Raise HeldError while another retry's lease on the job is open. A lease of this run is put back first."""
+        """Raise HeldError while another lease on the job is open; one of an earlier attempt of this run is put back."""
         if incident.job_id is None:
             return
         lease = self._parts.history.read_lease(incident.workspace, incident.job_id)
         if lease is None or lease.state is LeaseState.CLOSED:
             return
-        if lease.run_id == incident.run_id and lease.state in (LeaseState.PLANNED, LeaseState.APPLIED):
+        # Not one of the coming attempt: another worker that has the same message is just making it.
+        is_left_over = lease.run_id == incident.run_id and lease.attempt <= len(incident.attempts)
+        if is_left_over and lease.state in (LeaseState.PLANNED, LeaseState.APPLIED):
             self.restore(lease)
         raise self._taken(lease)
 

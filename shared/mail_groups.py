@@ -85,6 +85,12 @@ def claim_digest(book: MailBook, run_ids: Iterable[int], now: datetime) -> MailB
     )
 
 
+def reclaim_digest(book: MailBook, now: datetime) -> MailBook:
+    """Take over a digest that was cut off; it reports the same runs under the same number."""
+    digest = book.open_digest
+    return replace(book, open_digest=replace(digest, claimed_at=now)) if digest else book
+
+
 def put_off_digest(book: MailBook, until: datetime) -> MailBook:
     """The service cannot take the digest's mails before that time."""
     digest = book.open_digest

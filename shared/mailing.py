@@ -118,6 +118,8 @@ class Mailing:
         if now < digest.not_before or (resumed and self._incidents.is_fresh(digest.claimed_at)):
             return False
         self._incidents.stop_if_paused()
+        if resumed:  # two ticks may find it cut off at the same time
+            book = self._save_book(mail_groups.reclaim_digest(book, now))
         reported = [gathered[run_id] for run_id in digest.run_ids if run_id in gathered]
         try:
             self._send_parts(workspace, digest.number, reported, resumed=resumed)

@@ -75,31 +75,35 @@ class Retrying:
             self._incidents.close(incident, IncidentState.SKIPPED, f"the run is gone: {error}")
             return
         if incident.state is IncidentState.DECIDED:
-            self._begin_or_wait(incident, decision, run)
+            if claimed := self._claim_or_wait(incident, decision, run):
+                self._carry_out(claimed, decision, run, doubtful=False)
         else:
             self._resume(incident, decision, run)
 
-    def _begin_or_wait(self, incident: Incident, decision: Decision, run: RunState) -> None:
+    def _claim_or_wait(self, incident: Incident, decision: Decision, run: RunState) -> Incident | None:
         """Note with the incident how long it waits, so that `follow_up` does not take its message for lost."""
         try:
-            self._begin(incident, decision, run)
+            return self._claim(incident, decision, run)
         except HeldError as held:
             self._incidents.save(replace(incident, due_at=self._parts.now() + timedelta(seconds=held.seconds)))
             raise
 
-    def _begin(self, incident: Incident, decision: Decision, run: RunState) -> None:
-        """The first try: is it still wanted, may it be made now, and then the claim before anything is done."""
+    def _claim(self, incident: Incident, decision: Decision, run: RunState) -> Incident | None:
+        """The first try: is it still wanted, may it be made now, and then the claim before anything is done.
+
+        None where it is not made.
+        """
         if run.is_active or not run.is_failed or run.failure_id != incident.failure_id:
             self._incidents.close(incident, IncidentState.SKIPPED, "repaired by somebody else before the retry")
-            return
+            return None
         if reason := self._no_longer_wanted(run):
             self._incidents.close(incident, IncidentState.SKIPPED, reason.reason)
-            return
+            return None
         if run.end_time and self._parts.now() - run.end_time > self._limits.max_failure_age:
             hours = self._limits.max_failure_age.total_seconds() / 3600
             why = f"The retry waited until the failure was more than {hours:g} hours old."
             self._incidents.escalate(incident, why, rule="too_old")
-            return
+            return None
         edits_job = changes.edits_job(decision.setting_changes)
         if edits_job:
             self._leasing.wait_for_free_job(incident)
@@ -114,8 +118,8 @@ class Retrying:
         )
         if refusal := self._not_admitted(incident, decision, run, attempt):
             self._incidents.escalate(incident, refusal.reason, rule=refusal.rule)
-            return
-        incident = self._incidents.save(
+            return None
+        return self._incidents.save(
             replace(
                 incident,
                 state=IncidentState.ACTING,
@@ -123,7 +127,6 @@ class Retrying:
                 due_at=self._parts.now(),
             )
         )
-        self._carry_out(incident, decision, run, doubtful=False)
 
     def _resume(self, incident: Incident, decision: Decision, run: RunState) -> None:
         """A claim is stored, so an earlier try may have landed. A repair that shows is taken for it."""

@@ -31,12 +31,12 @@ from tests.builders import JOB_ID, RUN_ID, WORKSPACE, build_diagnosis, build_job
 from tests.fakes import FakeClock
 from tests.world import MAX_DELIVERIES, ProcessDiedError, build_world, envelope_of
 
-EFFECTS = {"repair_run": 600, "run_now": 600, "update_job": 30, "send": 30}
+EFFECTS = {"JobRuns.repair_run": 600, "JobRuns.run_now": 600, "JobRuns.update_job": 30, "EmailSender.send": 30}
 """Calls that change the world outside, each with the longest time in seconds after which an unanswered one lands."""
 
 RUN_IDS = (RUN_ID, RUN_ID + 1)
 
-CHAOS_MINUTES = 30
+CHAOS_MINUTES = 20
 LONGEST_MINUTES = 300
 
 CHANCE_OF_LATE = 0.1
@@ -56,7 +56,10 @@ STORIES: dict[str, Diagnosis] = {
 
 
 class Turns:
-    """Runs workers in threads of which one goes on at a time; at every call of `switch` another may take over."""
+    """Runs workers in threads of which one goes on at a time; at every call of `switch` another may take over.
+
+    How readily differs from run to run: some windows open only when one worker stands still for long.
+    """
 
     def __init__(self, source: random.Random) -> None:
         self._random = source
@@ -70,8 +73,12 @@ class Turns:
             done = threading.Event()
             threading.Thread(target=self._run, args=(work, turn, done), daemon=True).start()
             waiting.append((turn, done))
+        stays = self._random.choice((0.0, 0.5, 0.9))
+        chosen = waiting[0]
         while waiting:
-            turn, done = chosen = self._random.choice(waiting)
+            if chosen not in waiting or self._random.random() >= stays:
+                chosen = self._random.choice(waiting)
+            turn, done = chosen
             turn.release()
             self._back.acquire()
             if done.is_set():
@@ -105,7 +112,7 @@ class Race:
     """Two failed runs of one job, two or three workers, and everything that can go wrong for half an hour."""
 
     def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)  # noqa: S311 - a seeded play, nothing secret
+        self.random = random.Random(seed)
         self.story = list(STORIES)[seed % len(STORIES)]
         self.clocks_agree = seed // len(STORIES) % 2 == 0
         self.clock = FakeClock()
@@ -169,7 +176,7 @@ class Race:
         for part, port in parts:
             for name, _ in inspect.getmembers(port, inspect.isfunction):
                 if not name.startswith("_") and hasattr(part, name):
-                    setattr(part, name, self._wrapped(name, getattr(part, name)))
+                    setattr(part, name, self._wrapped(f"{port.__name__}.{name}", getattr(part, name)))
 
     def _wrapped(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -177,16 +184,17 @@ class Race:
                 return method(*args, **kwargs)
             self.turns.switch()
             self._die_perhaps()
-            is_send_of_mail = name == "send" and method.__self__ is self.world.mails
-            if (name in EFFECTS and (name != "send" or is_send_of_mail)) and self._strikes(CHANCE_OF_LATE):
+            if name in EFFECTS and self._strikes(CHANCE_OF_LATE):
                 self.counts["late"] += 1
                 if self.random.random() < 0.7:
                     delay = timedelta(seconds=self.random.uniform(0, EFFECTS[name]))
                     self.landings.append((self.clock() + delay, lambda: method(*args, **kwargs)))
                 raise OutcomeUnknownError(f"{name}: no answer")
             result = method(*args, **kwargs)
-            if name == "save_lease":
+            if name == "DecisionHistory.save_lease":
                 self._watch_lease(result)
+            if name == "JobRuns.repair_run" and self.story == "lease":
+                self._watch_repair(run_id=args[1])
             self._die_perhaps()
             return result
 
@@ -207,6 +215,11 @@ class Race:
             self.broken.append(f"a lease of {of} on top of an open one: {before}")
         self.leases[lease.job_id] = lease
 
+    def _watch_repair(self, run_id: int) -> None:
+        lease = self.leases.get(JOB_ID)
+        if lease is None or lease.run_id != run_id or lease.state is not LeaseState.APPLIED:
+            self.broken.append(f"run {run_id} was repaired under {lease}")
+
     # ── the play ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def run(self) -> "Race":
@@ -218,7 +231,7 @@ class Race:
             self._environment()
             self._round()
             quiet = quiet + 1 if self._is_quiet() else 0
-            if quiet == 3 and self.clock() > self._end_of_chaos:
+            if quiet == 3:
                 break
         return self
 
@@ -278,7 +291,8 @@ class Race:
     def _is_quiet(self) -> bool:
         history = self.world.history
         return (
-            not self.landings
+            all(history.read_incident(WORKSPACE, run_id) for run_id in RUN_IDS)
+            and not self.landings
             and not history.open_incidents(WORKSPACE)
             and not history.open_leases(WORKSPACE)
             and not any(self.world.queues.waiting.values())
@@ -333,6 +347,12 @@ def test_workers_that_race_repeat_and_lose_nothing(chunk: int) -> None:
     broken = broken_seeds(range(chunk * CHUNK, (chunk + 1) * CHUNK))
 
     assert not broken, f"{len(broken)} of {CHUNK}: {dict(list(broken.items())[:5])}"
+
+
+@pytest.mark.parametrize("seed", [136, 1101, 1465, 1641, 2229, 2377])
+def test_seeds_that_once_failed(seed: int) -> None:
+    """136: two ticks finished one digest; the others: a worker put back the lease that another was just using."""
+    assert broken_seeds([seed]) == {}
 
 
 def test_the_races_are_races() -> None:

@@ -148,7 +148,8 @@ class Storm:
         is_over = now - NOW > OUTAGE
         for summary in self.world.runs.active_runs(WORKSPACE):
             run = self.world.runs.state(summary.run_id)
-            if now - run.repairs[-1].start_time < RETRY_TAKES:
+            began = run.repairs[-1].start_time
+            if began is None or now - began < RETRY_TAKES:
                 continue
             cause = cause_of(run.run_id - FIRST_RUN)
             self.world.runs.finish(run.run_id, succeeded=is_over and cause < HEALING_CAUSES)

@@ -6,7 +6,7 @@ from datetime import timedelta
 from shared.admission import Admission
 from shared.domain import Decision, DecisionKind, FailureId, Incident, IncidentState, LeaseState, RunFacts
 from shared.error_decision_engine import ErrorDecisionEngine
-from shared.errors import OutcomeUnknownError, RunNotFoundError
+from shared.errors import ConflictError, OutcomeUnknownError, RunNotFoundError
 from shared.incidents import Incidents, Parts
 from shared.messages import FailedRunMessage
 from shared.triage import changes
@@ -41,6 +41,8 @@ class Deciding:
             return
         if incident is None and self._incidents.may_be_a_retry(facts.run):
             raise OutcomeUnknownError(f"run {facts.run.run_id}: it may be a retry whose start was not recorded yet")
+        if incident is None and self._parts.history.read_incident(message.workspace, message.run_id):
+            raise ConflictError(f"run {facts.run.run_id} became known meanwhile: read it again")
         if facts.run.failure_id != message.failure_id:
             if incident and incident.failure_id == facts.run.failure_id:
                 return  # the message was late: the failure after it has been decided already

@@ -81,15 +81,19 @@ class Incidents:
 
     def remember(self, state: RunState) -> None:
         """A row for a failure seen for the first time, so that it cannot be lost with its message."""
-        known = self._history.read_incident(state.workspace, state.run_id)
-        if known is None and not self.may_be_a_retry(state):
+        if self.may_be_a_retry(state):
+            return
+        if self._history.read_incident(state.workspace, state.run_id) is None:
             try:
                 self.save(self.new(state))
             except ConflictError:
                 logger.info("incident is known already", extra={"run_id": state.run_id})
 
     def may_be_a_retry(self, run: RunState) -> bool:
-        """Whether a run that is not known may have been started for an incident whose link to it is not stored yet."""
+        """Whether a run that is not known may have been started for an incident whose link to it is not stored yet.
+
+        The link is stored before the attempt names the run: ask this first and read the run's incident afterwards.
+        """
         if run.trigger != "ONE_TIME":  # runs.list: started on demand, through the UI or the API
             return False
         return any(

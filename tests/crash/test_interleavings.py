@@ -22,7 +22,7 @@ import pytest
 from shared import ports
 from shared.databricks_agent import DatabricksAgent
 from shared.delivery import MessageDelivery
-from shared.domain import Category, Change, ChangeKind, DecisionKind, Diagnosis, Lease, LeaseState
+from shared.domain import Category, Change, ChangeKind, DecisionKind, Diagnosis, Incident, Lease, LeaseState
 from shared.error_decision_engine import ErrorDecisionEngine
 from shared.errors import AgentError, OutcomeUnknownError, RepairImpossibleError
 from shared.messages import QUEUES
@@ -353,6 +353,37 @@ def test_workers_that_race_repeat_and_lose_nothing(chunk: int) -> None:
 def test_seeds_that_once_failed(seed: int) -> None:
     """136: two ticks finished one digest; the others: a worker put back the lease that another was just using."""
     assert broken_seeds([seed]) == {}
+
+
+def test_a_new_run_linked_between_two_reads_is_no_incident_of_its_own() -> None:
+    clock = FakeClock()
+    world = build_world(clock=clock, max_retry_attempts=2)
+    world.runs.faults.before["repair_run"] = [RepairImpossibleError("no repair")] * 10
+    world.runs.put_running(build_run_state())
+    world.agent.find_failures()
+    world.runs.finish(RUN_ID, succeeded=False)
+    world.agent.find_failures()
+    world.runs.faults.after["run_now"] = [ProcessDiedError(), ProcessDiedError()]
+    world.deliver_due()
+    (started,) = world.runs.started
+    world.runs.finish(started.run_id, succeeded=False)
+    clock.advance(minutes=2)
+    read = world.history.read_incident
+
+    def read_and_be_overtaken(workspace: str, run_id: int) -> Incident | None:
+        found = read(workspace, run_id)
+        if found is None:
+            vars(world.history)["read_incident"] = read
+            world.deliver_all()
+        return found
+
+    vars(world.history)["read_incident"] = read_and_be_overtaken
+    world.agent.find_failures()
+    vars(world.history)["read_incident"] = read
+    world.run_for(minutes=30)
+
+    rows = world.history.closed_incidents(WORKSPACE, updated_after=LONG_AGO) + world.history.open_incidents(WORKSPACE)
+    assert [incident.run_id for incident in rows] == [RUN_ID]
 
 
 def test_the_races_are_races() -> None:

@@ -30,7 +30,7 @@ test: setup
 	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile -m "not long" -q
 
 test-long: setup
-	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile -m long -q
+	@$(PYTHON) -m pytest -n $(WORKERS) --dist load -m long -q
 
 fuzz: setup
 	@$(PYTHON) -c 'import atheris' 2> /dev/null || { \

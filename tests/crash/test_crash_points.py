@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from shared import ports
-from shared.domain import Category, Change, ChangeKind, DecisionKind, Diagnosis, IncidentState
+from shared.domain import Category, Change, ChangeKind, DecisionKind, Diagnosis, IncidentState, Mode
 from shared.errors import AgentError, NotAuthorisedError, OutcomeUnknownError, RepairImpossibleError
 from tests.builders import JOB_ID, RUN_ID, WORKSPACE, build_diagnosis, build_job_settings, build_run_state
 from tests.fakes import FakeClock
@@ -101,6 +101,7 @@ class Scenario:
     outcomes: tuple[bool, ...] = ()
     diagnosis: Diagnosis | None = None
     refusal: AgentError | None = None
+    mode: Mode = Mode.FULL
 
 
 SCENARIOS = [
@@ -132,7 +133,7 @@ SCENARIOS = [
         "nothing is to be done",
         IncidentState.SKIPPED,
         0,
-        diagnosis=build_diagnosis(category=Category.CANCELLED, recommended=DecisionKind.SKIP, source="model"),
+        mode=Mode.OFF,
     ),
 ]
 
@@ -142,7 +143,9 @@ class Play:
 
     def __init__(self, scenario: Scenario, plan: FaultPlan, *, detects_duplicates: bool) -> None:
         self.plan = plan
-        self.world = build_world(clock=plan.clock, diagnosis=scenario.diagnosis, max_retry_attempts=2)
+        self.world = build_world(
+            clock=plan.clock, diagnosis=scenario.diagnosis, max_retry_attempts=2, default_mode=scenario.mode
+        )
         self._outcomes = list(scenario.outcomes)
         self.world.queues.detects_duplicates = detects_duplicates
         self.world.runs.faults.before["repair_run"] = [scenario.refusal] * 100

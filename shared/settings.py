@@ -110,7 +110,6 @@ class Settings(BaseSettings):
         30, gt=0, description="One pass without queues handles runs that ended in it."
     )
     monitor_lookback_hours: float = Field(24, gt=0, description="Such runs may have started so long before it.")
-    invocation_deadline_seconds: float = Field(240, gt=0, description="Longest time for one function call.")
 
     @field_validator("databricks_host", "escalation_emails", "allowed_recipient_domains", "job_ids", mode="before")
     @classmethod

@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 WORKERS ?= 2
 SECONDS_OF_FUZZING ?= 60
 
-.PHONY: setup demo test test-long fuzz check fmt lock lint types
+.PHONY: setup demo test test-long fuzz audit emulators check fmt lock lint types
 
 setup: .venv/.ready local/node_modules/.ready
 
@@ -38,6 +38,19 @@ fuzz: setup
 	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --only-binary :all: 'atheris>=3.1,<4' \
 	    || echo "fuzz: atheris cannot be installed here; hypothesis makes the inputs instead"; }
 	@$(PYTHON) -m tests.fuzz --seconds $(SECONDS_OF_FUZZING)
+
+# Looked up at their newest known advisories, so not part of `make check`; the tools come in their own environments.
+audit: setup
+	@.venv/bin/uv tool run --quiet pip-audit@2.9.0 --requirement requirements.txt --require-hashes --disable-pip --strict --desc off
+	@.venv/bin/uv tool run --quiet bandit@1.9.4 --quiet --configfile pyproject.toml --severity-level medium --recursive shared functions agent local deploy function_app.py
+	@git ls-files | grep --invert-match --extended-regexp '^tests/|package-lock.json$$|^requirements|signatures.yaml$$' \
+	  | xargs .venv/bin/uv tool run --quiet --from detect-secrets==1.5.0 detect-secrets-hook
+	@echo "audit: no known vulnerability, nothing unsafe, no secret"
+
+# Microsoft's Service Bus emulator and Azurite, for those who have Docker; stop them with `docker compose down` there.
+emulators: setup
+	@$(PYTHON) -m local.emulator .local/emulator/Config.json
+	@MSSQL_SA_PASSWORD="$${MSSQL_SA_PASSWORD:-Local-$$(openssl rand -hex 12)}" docker compose --file deploy/emulators/compose.yaml up --detach
 
 lint: setup
 	@.venv/bin/ruff check .

@@ -32,6 +32,14 @@ test: setup
 test-long: setup
 	@$(PYTHON) -m pytest -n $(WORKERS) --dist load -m long -q
 
+infra-check: setup
+	@$(PYTHON) -m pytest tests/infra -q
+	@checked="$$(find infra -name '*.bicep' | wc -l) Bicep files: read, held against the code and the security rules"; \
+	  if command -v bicep > /dev/null; then \
+	    bicep build infra/main.bicep --stdout > /dev/null && bicep lint infra/main.bicep || exit 1; \
+	    echo "infra-check: $$checked, compiled and linted"; \
+	  else echo "infra-check: $$checked; not compiled, since there is no 'bicep' program on the PATH"; fi
+
 fuzz: setup
 	@$(PYTHON) -c 'import atheris' 2> /dev/null || { \
 	  echo "fuzz: installing atheris (it is in no lock file: not every system has a wheel of it)"; \

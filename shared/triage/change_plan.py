@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from shared.domain import Change, ChangeKind, ComputeKind, Json, NodeType, RunFacts, SettingChange, TaskFailure
-from shared.triage import next_values, node_choice
+from shared.triage import cluster_policy, next_values, node_choice
 from shared.triage.changes import cost_factor, edits_job, entry_of, holder_of, place_of, put, value_at
 
 MORE_WORKERS = 1.5
@@ -134,8 +134,12 @@ class _Draft:
 
     def edit_cluster(self, cluster: _Cluster, change: Change, path: tuple[str, ...], new: Any, why: str) -> None:  # noqa: ANN401
         """Change one value of a cluster."""
-        if cluster.spec.get("policy_id"):
-            why = f"{why} A cluster policy applies and may refuse it."
+        if policy_id := cluster.spec.get("policy_id"):
+            policy = self.facts.policies.get(policy_id)
+            if policy is None:
+                why = f"{why} A cluster policy applies and may refuse it."
+            elif broken := cluster_policy.forbidden(policy, path, new):
+                _refuse(f"The {cluster.place} is bound by the cluster policy {policy.name}: {broken}.")
         price = self._price(cluster.spec)
         whole_path = (*cluster.path, *path)
         old = value_at(cluster.spec, path)

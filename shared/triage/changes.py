@@ -70,6 +70,11 @@ def place_of(target: str) -> str:
     return target.replace(":", " ", 1).replace("job_cluster", "job cluster", 1)
 
 
+def place_and_name(change: SettingChange) -> str:
+    """Which value of the job it is: `job cluster main: new_cluster.node_type_id`."""
+    return f"{place_of(change.target)}: {'.'.join(change.path)}"
+
+
 def is_applied(changes: Iterable[SettingChange], settings: Json) -> bool:
     """Whether the job has all the new values already."""
     return all(_is_at(settings, change, change.new) for change in changes if change.edits_job)
@@ -95,13 +100,28 @@ def restore_body(
 ) -> tuple[JobEdit | None, tuple[SettingChange, ...]]:
     """The edit that puts back what is still ours (None = nothing), and what somebody else changed meanwhile.
 
-    A value that is the old one again is neither.
+    A value that is the old one again is neither. Of several changes of one value, each may be the one that is there.
     """
     leased = [change for change in changes if change.edits_job]
-    ours = [change for change in leased if _is_at(settings_now, change, change.new)]
-    theirs = [change for change in leased if change not in ours and not _is_at(settings_now, change, change.old)]
-    edit = _edit(ours, own_settings(ours, settings_now)) if ours else None
-    return edit, tuple(theirs)
+    ours = present(leased, settings_now)
+    own = own_settings(ours, settings_now)
+    theirs = [change for change in leased if change not in ours and not _is_at(own, change, change.old)]
+    return _edit(ours, own) if ours else None, tuple(theirs)
+
+
+def present(changes: Iterable[SettingChange], settings: Json) -> tuple[SettingChange, ...]:
+    """Those changes of the job whose new value is there."""
+    return tuple(change for change in changes if change.edits_job and _is_at(settings, change, change.new))
+
+
+def not_landed(unanswered: Iterable[SettingChange], settings: Json) -> tuple[SettingChange, ...]:
+    """The changes of unanswered updates without one for each that is there: every update lands once at most."""
+    landed: list[SettingChange] = []
+    left: list[SettingChange] = []
+    for change in unanswered:
+        is_there = change not in landed and present((change,), settings)
+        (landed if is_there else left).append(change)
+    return tuple(left)
 
 
 def own_settings(changes: Sequence[SettingChange], settings_now: Json) -> Json:

@@ -116,6 +116,15 @@ _RESCUING = _encoded(
 _TELLING = _ALARMS | _DOINGS | _PROGRESS | _KNOWN_NOISE
 _NO_WORDS: set[bytes] = set()
 
+_SHORTEST_WRAP = 40
+"""Characters: nobody wraps lines to less."""
+_MOST_WRAPPED = 8
+"""Lines of one wrapped line that are kept together."""
+_BEGINS_ANEW = re.compile(
+    r"\[?\d{2,4}[-/]\d\d[-/]\d\d[T ]\d|\[?\d\d:\d\d:\d\d[ ,.]|\s{0,8}(?:at |File \"|\.{3} \d)"
+    r"|Caused by: |Traceback |\[Stage "
+)
+
 # Ranks of lines, from what is dropped to what is kept first.
 _NOISE, _WEAK, _RECORD, _PLAIN, _FRAME, _ALARM, _CAUSE = 0, 1, 2, 3, 3, 6, 9
 _MOST_OWN_FRAMES = 5
@@ -125,10 +134,11 @@ def collect(symptoms: Symptoms) -> Evidence:
     """The evidence in `symptoms`: noise gone, causes found, bounded and redacted.
 
     Never raises, whatever the texts hold. Nothing of the texts that is not in the result may leave the process.
-    Secrets are replaced before any line is cut.
+    Secrets are replaced before any line is cut, and with the lines around that may hold their other half.
     """
     lines = _lines_of(symptoms)
     kept = _most_informative(lines, _ranks(lines, dropping_repeats=True), TEXT_LIMIT)
+    kept = _with_other_halves(lines, kept)
     redacted = redact("\n".join(lines[index] for index in kept)).split("\n")
     ranks = _ranks(redacted)
     within = _most_informative(redacted, ranks, TEXT_LIMIT)
@@ -374,6 +384,28 @@ def _most_informative(lines: list[str], ranks: list[int], limit: int) -> list[in
     return sorted(chosen)
 
 
+def _with_other_halves(lines: list[str], kept: list[int]) -> list[int]:
+    """`kept` and the lines that a hard wrap may have made of one line with a kept one.
+
+    Where a wrap halves a secret, neither half is recognised without the other. What is noise goes after redaction.
+    """
+    wanted = set(kept)
+    for index in kept:
+        first = index
+        while first > max(0, index - _MOST_WRAPPED) and _may_go_on(lines[first - 1], lines[first]):
+            first -= 1
+        last = index
+        while last + 1 < min(len(lines), index + _MOST_WRAPPED) and _may_go_on(lines[last], lines[last + 1]):
+            last += 1
+        wanted.update(range(first, last + 1))
+    return sorted(wanted)
+
+
+def _may_go_on(line: str, following: str) -> bool:
+    """Whether `following` may be the rest of `line`: not so where the line is short or a new thing begins."""
+    return len(line) >= _SHORTEST_WRAP and bool(following) and not _BEGINS_ANEW.match(following)
+
+
 def _excerpt(lines: list[str], ranks: list[int]) -> str:
     """The most informative of the lines, in the order of the source; how a text begins and ends counts for more."""
     count = len(lines)
@@ -420,10 +452,16 @@ _SAYS_NOTHING = re.compile(
     r"|.{0,60}PythonException: Traceback \(most recent call last\):|Traceback.{0,60}"
     r"|.{0,60}due to upstream failure.{0,40}"
     r"|(?:Please|The above|See|Check|Refer to) .{0,200}|.{0,200}Exception in task .{0,80}"
-    r"|run failed with error message|.{0,60}error message:?"
+    r"|\[RequestId=[^\]]{0,300}\]|.{0,60}error message:?"
     r"|\S{1,120}(?:Exception|Error)[\s:]{0,60}(?:Traceback.{0,60})?)$",
     re.IGNORECASE,
 )
+_CARRIERS = re.compile(
+    r"\s{0,8}(?:(?:Run result unavailable|(?:Task|Job|Run) \S{1,100} failed|(?:Job|Run|Task)(?: \S{1,100})? failed "
+    r"with (?:the )?(?:error |following )?(?:message|error))(?:$|[:.](?: |$))){1,4}\s{0,4}",
+    re.IGNORECASE,
+)
+"""What the run, the job and the task put in front of an error that has its own words."""
 _HEADLINE = re.compile(r".{0,60}?\b(?:Runtime|Database|Compilation|Dependency) Error in \w{1,20} \S")
 """How dbt begins an error; the message stands on the next line."""
 _REMARK = re.compile(
@@ -433,9 +471,10 @@ _REMARK = re.compile(
 
 def _causes(lines: list[str], ranks: list[int]) -> tuple[str, ...]:
     """One-line causes, outermost first. Python prints the root first ("direct cause of the following"), Java last."""
+    bare = [_CARRIERS.sub("", line, count=1) for line in lines]
     blocks: list[list[str]] = [[]]
     previous = ""
-    for line, following in pairwise([*lines, ""]):
+    for line, following in pairwise([*bare, ""]):
         stripped = line.strip()
         if stripped.startswith(_SAYS_CHAIN):
             blocks[-1] = blocks[-1] or [previous]
@@ -450,7 +489,7 @@ def _causes(lines: list[str], ranks: list[int]) -> tuple[str, ...]:
             blocks[-1].extend(_unwrapped(stripped))
         previous = stripped
     causes = [cause for block in reversed(blocks) for cause in block if not _SAYS_NOTHING.match(cause)]
-    causes = causes or _told_causes(lines, ranks)
+    causes = causes or _told_causes(bare, ranks) or [line.strip() for line in lines if line.strip()][:1]
     distinct = [cause for cause, following in pairwise([*causes, ""]) if cause != following]
     if len(distinct) > MOST_CAUSES:
         distinct = distinct[: MOST_CAUSES // 2] + distinct[-MOST_CAUSES // 2 :]
@@ -468,7 +507,7 @@ def _told_causes(lines: list[str], ranks: list[int]) -> list[str]:
     if with_class:
         return with_class[-1:]
     loud = [line for rank, line in telling if rank >= _ALARM] or [line for _, line in telling]
-    return (loud or [line.strip() for line in lines if line.strip()])[:1]
+    return loud[:1]
 
 
 def _unwrapped(line: str) -> list[str]:

@@ -33,6 +33,7 @@ class Experience:
     """All that is known of one fingerprint in one workspace.
 
     `answer` is the model's latest, None where it was void. `counted` names the latest retries that are in `fixes`.
+    `asking_until`: somebody is asking the model now; later than that, whoever did so has died.
     """
 
     workspace: str
@@ -40,6 +41,7 @@ class Experience:
     fixes: tuple[Fix, ...] = ()
     answer: Diagnosis | None = None
     asked_at: datetime | None = None
+    asking_until: datetime | None = None
     counted: tuple[str, ...] = ()
     write_guid: str = ""
     etag: str = ""
@@ -47,6 +49,10 @@ class Experience:
     def was_asked_within(self, window: timedelta, now: datetime) -> bool:
         """Whether the model was asked about this cause so recently that it is not asked again."""
         return self.asked_at is not None and now - self.asked_at < window
+
+    def is_being_asked(self, now: datetime) -> bool:
+        """Whether somebody has the question to the model in hand, so that it is not asked a second time."""
+        return self.asking_until is not None and now < self.asking_until
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,7 @@ class TokenMeter:
 
 
 def note_answer(known: Experience, answer: Diagnosis | None, now: datetime) -> Experience:
-    return replace(known, answer=answer, asked_at=now)
+    return replace(known, answer=answer, asked_at=now, asking_until=None)
 
 
 def note_result(

@@ -31,7 +31,7 @@ _RECORD_PREFIX = re.compile(
     r"(?:[A-Z][\w$.]{1,80}: )?"
 )
 _WRAPPERS = (
-    re.compile(r"^\s{0,8}(?:Caused by:?|Suppressed:|Error:|Details?:|E  ?|:|-) "),
+    re.compile(r"^\s{0,8}(?:Caused by:?|Suppressed:|Error:|ERROR:|FATAL:|FAILED:|Details?:|E  ?|:|-) "),
     re.compile(r"^Run \d+(?: \([^)]{0,100}\))?(?: failed)?: "),
     re.compile(r'^Exception in thread "[^"]{1,100}" '),
     re.compile(r"^Job aborted due to stage failure: (?:.{0,300}?most recent failure: )?"),
@@ -42,6 +42,7 @@ _WRAPPERS = (
     re.compile(r"^(?:[\w$]{1,80}\.){0,12}(?:Spark|Py4JJava|Python|Execution|Runtime)(?:Exception|Error): "
                r"(?=Job aborted|\[[A-Z]|Task |Lost task|An error occurred|Traceback)"),
     re.compile(r"^(?:[\w$]{1,80}\.){0,12}[\w$]{0,80}(?:Exception|Error): (?=\[[A-Z][A-Z0-9_.]{4,160}\])"),
+    re.compile(r"^(?:[\w$]{1,80}\.){0,12}(?:Workflow|NotebookExecution)Exception: "),
     re.compile(r"^An error occurred while calling \S{1,60} ?"),
 )  # fmt: skip
 _QUALIFIER = re.compile(
@@ -55,7 +56,7 @@ _TAILS = re.compile(
 )
 _ADVICE = re.compile(
     r"[.;]? (?:Verify|Please|Refer to|See|For more|You can|To tolerate|If you|Check|Ensure|Make sure|It is possible|"
-    r"Conflicting commit)\b.*"
+    r"Conflicting commit)\b(?:.{0,400}?(?= [Ee]rror (?:code|message):? )|.*)"
 )
 _INLINE_CAUSE = re.compile(r"\(Caused by (\w{1,80}).{0,2000}")
 _VARIABLE = re.compile(
@@ -96,6 +97,8 @@ _OBJECT = re.compile(
     r"([\w@.\-/`]{3,120})",
     re.IGNORECASE,
 )
+_COLUMN = re.compile(r"[ |]{0,60}-- (.{1,200}?)(?: \(nullable|$)")
+"""A column in a schema as Spark prints it: `|-- name: type (nullable = true)`."""
 _LINES_NEAR = 4
 _IS_FRAME_OR_RECORD = re.compile(r"\s{1,8}at |\s{0,8}File |" + _RECORD_PREFIX.pattern)
 _NAMED = re.compile(
@@ -121,6 +124,8 @@ def fingerprint(evidence: Evidence, *, category: str = "") -> str:
     parts = [normalise(cause)]
     if not _names_something(parts[0]):
         parts += _what_it_was_about(evidence, cause)
+    if "schema" in parts[0]:
+        parts += _columns_in_dispute(evidence.text)
     if not parts[0]:
         parts += [category, *evidence.error_classes, *evidence.sqlstates]
     return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()[:16]
@@ -200,6 +205,18 @@ def _what_it_was_about(evidence: Evidence, cause: str) -> list[str]:
     if len(_WORD.findall(cause)) <= _FEW_WORDS and _REMOTE.search(cause):
         about += _hosts(evidence.causes) or _hosts(lines)
     return sorted(set(about))
+
+
+def _columns_in_dispute(text: str) -> list[str]:
+    """The columns that stand in one of the schemas told in the text and not in another."""
+    schemas: list[set[str]] = []
+    for line in text.split("\n"):
+        column = _COLUMN.match(line)
+        if column and schemas:
+            schemas[-1].add(column.group(1))
+        elif line.strip() == "root":
+            schemas.append(set())
+    return sorted(set[str]().union(*schemas) - set[str].intersection(*schemas)) if schemas else []
 
 
 def _lines_near(lines: list[str], cause: str) -> list[str]:

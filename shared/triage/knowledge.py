@@ -1,15 +1,18 @@
 """What the triage knows, as data: `signatures.yaml` (texts) and `codes.yaml` (codes), checked and compiled once.
 
 A pattern is a regular expression or a list of them, matched without regard to case, `^` and `$` at line ends;
-`(?-i:…)` insists on case. It is tried only on lines in which one of its `keywords` (literals, lower case) stands, so
-most of them cost nothing.
+`(?-i:…)` insists on case; `{{name}}` stands for the alternatives of that name in `words`, so that a pattern reads like
+a sentence. It is tried only on lines in which one of its `keywords` (literals, lower case) stands, so most of them
+cost nothing.
 """
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +28,12 @@ _FLAGS = re.IGNORECASE | re.MULTILINE
 
 
 class Where(StrEnum):
-    """Where a signature may match."""
+    """Where a signature may match. `sentence`: in one sentence of the status lines, each tried as a line of its own."""
 
     ANY = "any"
     CAUSE = "cause"
     STATUS = "status"
+    SENTENCE = "sentence"
 
 
 class Weight(StrEnum):
@@ -61,18 +65,29 @@ class Reading:
         self.lines = text.split("\n")
         self._lowered_lines = [line.lower() for line in self.lines]
         self._lowered = "\n".join(self._lowered_lines)
-        self._present = None if vocabulary is None else self._found(vocabulary)
+        self._ends = list(accumulate(len(line) + 1 for line in self._lowered_lines))
+        self._lines_of_keyword: dict[str, list[int]] = {}
+        self.present = None if vocabulary is None else self._found(vocabulary)
 
     def lines_with(self, keywords: frozenset[str]) -> list[int]:
         """Numbers of the lines in which one of `keywords` (lower case) stands."""
-        present = self._found(keywords) if self._present is None else self._present & keywords
+        present = self._found(keywords) if self.present is None else self.present & keywords
         if not present:
             return []
-        return [
-            number
-            for number, line in enumerate(self._lowered_lines)
-            if line and any(keyword in line for keyword in present)
-        ]
+        if len(self.lines) == 1:
+            return [0]
+        return sorted({number for keyword in present for number in self._lines_with(keyword)})
+
+    def _lines_with(self, keyword: str) -> list[int]:
+        numbers = self._lines_of_keyword.get(keyword)
+        if numbers is None:
+            numbers = self._lines_of_keyword[keyword] = []
+            position = self._lowered.find(keyword)
+            while position >= 0:
+                number = bisect_right(self._ends, position)
+                numbers.append(number)
+                position = self._lowered.find(keyword, self._ends[number])
+        return numbers
 
     def _found(self, keywords: frozenset[str]) -> frozenset[str]:
         lowered = self._lowered
@@ -199,6 +214,24 @@ def vocabulary(where: Where) -> frozenset[str]:
     return frozenset().union(*(pattern.keywords for pattern in patterns))
 
 
+def candidates(where: Where, present: Iterable[str]) -> list[Signature]:
+    """The signatures for this kind of reading that one of the keywords `present` in it belongs to, in their order."""
+    by_keyword = _signatures_by_keyword(where)
+    numbers = {number for keyword in present for number in by_keyword.get(keyword, ())}
+    known = signatures()
+    return [known[number] for number in sorted(numbers)]
+
+
+@functools.cache
+def _signatures_by_keyword(where: Where) -> Mapping[str, list[int]]:
+    numbers: dict[str, list[int]] = {}
+    for number, signature in enumerate(signatures()):
+        if signature.where is where:
+            for keyword in signature.pattern.keywords:
+                numbers.setdefault(keyword, []).append(number)
+    return numbers
+
+
 @functools.cache
 def codes() -> Codes:
     """All code tables. Raises ConfigurationError naming table and code when the file is not in order."""
@@ -208,14 +241,16 @@ def codes() -> Codes:
 
 def read_signatures(text: str) -> tuple[Signature, ...]:
     """The signatures of a YAML text in the form of `signatures.yaml`. Raises ConfigurationError naming the entry."""
-    entries = _load(text, SIGNATURES_FILE.name).get("signatures")
-    return _unique([_signature(entry) for entry in _entries(entries, "signatures")])
+    content = _load(text, SIGNATURES_FILE.name)
+    words = _words(content)
+    return _unique([_signature(entry, words) for entry in _entries(content.get("signatures"), "signatures")])
 
 
 def read_circumstances(text: str) -> tuple[Circumstance, ...]:
     """The circumstances of a YAML text in the form of `signatures.yaml`. Raises ConfigurationError naming the entry."""
-    entries = _load(text, SIGNATURES_FILE.name).get("circumstances")
-    return _unique([_circumstance(entry) for entry in _entries(entries, "circumstances")])
+    content = _load(text, SIGNATURES_FILE.name)
+    words = _words(content)
+    return _unique([_circumstance(entry, words) for entry in _entries(content.get("circumstances"), "circumstances")])
 
 
 @functools.cache
@@ -236,6 +271,26 @@ def _entries(entries: object, name: str) -> list[dict[str, Any]]:
     return entries
 
 
+_WORD = re.compile(r"\{\{(\w+)\}\}")
+
+
+def _words(content: dict[str, Any]) -> Mapping[str, str]:
+    """The named alternatives that patterns may use; a word may use those before it."""
+    words: dict[str, str] = {}
+    for name, alternatives in content.get("words", {}).items():
+        if not isinstance(alternatives, list) or not all(isinstance(text, str) and text for text in alternatives):
+            raise ConfigurationError(f"words.{name}: must be a list of expressions")
+        words[name] = f"(?:{'|'.join(_spelled_out(f'words.{name}', text, words) for text in alternatives)})"
+    return words
+
+
+def _spelled_out(name: str, expression: str, words: Mapping[str, str]) -> str:
+    unknown = set(_WORD.findall(expression)) - words.keys()
+    if unknown:
+        raise ConfigurationError(f"{name}: {sorted(unknown)} is not among `words`")
+    return _WORD.sub(lambda found: words[found.group(1)], expression)
+
+
 def _unique[Entry: (Signature, Circumstance)](entries: list[Entry]) -> tuple[Entry, ...]:
     seen: set[str] = set()
     for entry in entries:
@@ -251,14 +306,14 @@ _SIGNATURE_FIELDS = _COMMON_FIELDS | _VERDICT_FIELDS | {"where", "weight", "sour
 _CIRCUMSTANCE_FIELDS = _COMMON_FIELDS | {"effect"}
 
 
-def _signature(entry: dict[str, Any]) -> Signature:
+def _signature(entry: dict[str, Any], words: Mapping[str, str]) -> Signature:
     name = _id_of(entry)
     _check_fields(name, entry, _SIGNATURE_FIELDS)
     if not entry.get("source"):
         raise ConfigurationError(f"{name}: `source` must name the documentation the knowledge is from")
     return Signature(
         id=name,
-        pattern=_pattern(name, entry),
+        pattern=_pattern(name, entry, words),
         verdict=_verdict(name, entry),
         where=_member(name, "where", Where, entry.get("where", Where.ANY)),
         weight=_member(name, "weight", Weight, entry.get("weight", Weight.CAUSE)),
@@ -268,12 +323,12 @@ def _signature(entry: dict[str, Any]) -> Signature:
     )
 
 
-def _circumstance(entry: dict[str, Any]) -> Circumstance:
+def _circumstance(entry: dict[str, Any], words: Mapping[str, str]) -> Circumstance:
     name = _id_of(entry)
     _check_fields(name, entry, _CIRCUMSTANCE_FIELDS)
     return Circumstance(
         id=name,
-        pattern=_pattern(name, entry),
+        pattern=_pattern(name, entry, words),
         effect=_member(name, "effect", Effect, entry.get("effect")),
         examples=_examples(name, entry),
     )
@@ -304,7 +359,7 @@ def _check_fields(name: str, entry: object, allowed: set[str]) -> None:
         raise ConfigurationError(f"{name}: unknown fields {sorted(unknown)}; allowed are {sorted(allowed)}")
 
 
-def _pattern(name: str, entry: dict[str, Any]) -> Pattern:
+def _pattern(name: str, entry: dict[str, Any], words: Mapping[str, str]) -> Pattern:
     keywords = entry.get("keywords")
     if not isinstance(keywords, list) or not keywords or not all(isinstance(word, str) and word for word in keywords):
         raise ConfigurationError(f"{name}: `keywords` must be a list of literals, one of which is in every match")
@@ -312,18 +367,18 @@ def _pattern(name: str, entry: dict[str, Any]) -> Pattern:
         raise ConfigurationError(f"{name}: `keywords` must be lower case")
     return Pattern(
         keywords=frozenset(keywords),
-        expression=_compiled(name, "pattern", entry.get("pattern")),
-        unless=_compiled(name, "unless", entry["unless"]) if "unless" in entry else None,
+        expression=_compiled(name, "pattern", entry.get("pattern"), words),
+        unless=_compiled(name, "unless", entry["unless"], words) if "unless" in entry else None,
     )
 
 
-def _compiled(name: str, part: str, expressions: object) -> re.Pattern[str]:
+def _compiled(name: str, part: str, expressions: object, words: Mapping[str, str]) -> re.Pattern[str]:
     alternatives: list[object] = expressions if isinstance(expressions, list) else [expressions]
     texts = [expression for expression in alternatives if isinstance(expression, str) and expression]
     if not texts or len(texts) != len(alternatives):
         raise ConfigurationError(f"{name}: `{part}` must be a regular expression or a list of them")
     try:
-        return re.compile("|".join(texts), _FLAGS)
+        return re.compile("|".join(_spelled_out(name, text, words) for text in texts), _FLAGS)
     except re.PatternError as error:
         raise ConfigurationError(f"{name}: `{part}` is not a valid regular expression: {error}") from error
 

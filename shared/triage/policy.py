@@ -6,13 +6,14 @@ Neither knows the mode: a mode never changes a decision, it settles whether the 
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from shared.domain import (
     Attempt,
     AttemptOutcome,
     Change,
+    ChangeKind,
     DecisionKind,
     Diagnosis,
     Mode,
@@ -29,6 +30,19 @@ MODE_TAG = "failure-agent"
 OWNER_TAG = "failure-agent-owner"
 MAX_ATTEMPTS_TAG = "failure-agent-max-attempts"
 IDEMPOTENT_TAG = "failure-agent-idempotent"
+CHANGES_TAG = "failure-agent-changes"
+BOUND_TAGS: Mapping[str, str] = {
+    "failure-agent-max-cost-factor": "max_cost_factor",
+    "failure-agent-max-workers": "max_workers",
+    "failure-agent-max-node-memory-gb": "max_node_memory_gb",
+    "failure-agent-max-timeout-hours": "max_timeout_hours",
+}
+"""Tags that narrow a bound of the changes (a field of `ChangeBounds`) for their job."""
+
+WHOLE_NUMBER = re.compile(r"\d{1,9}", re.ASCII)
+NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
+SEPARATORS = re.compile(r"[,;+\s]+")
+"""Between the words of a list in a tag; not every cloud takes a comma in the tags that clusters get from their job."""
 
 ONE_ADDRESS = re.compile(r"[\w.+-]+@[\w.-]+", re.ASCII)
 """Exactly one plain address: a list, a display name or a second @ could carry a recipient past the domain check."""
@@ -174,7 +188,7 @@ def permit(proposal: Proposal, *, jitter: float) -> Verdict:
     diagnosis = proposal.diagnosis
     if not diagnosis.recommended.is_retry:
         return Verdict(diagnosis.recommended, diagnosis.reason, (), diagnosis.changes, 0.0)
-    for check in (too_old, not_idempotent, retry_limit, changed_retry_limit):
+    for check in (too_old, not_idempotent, retry_limit, changed_retry_limit, changes_not_allowed):
         if refusal := check(proposal):
             return refused(diagnosis, refusal)
     delay = backoff_seconds(proposal.made, proposal.limits, jitter)
@@ -184,7 +198,8 @@ def permit(proposal: Proposal, *, jitter: float) -> Verdict:
         return Verdict(diagnosis.recommended, diagnosis.reason, (), (), delay)
     if proposal.facts is None:
         return Verdict(diagnosis.recommended, diagnosis.reason, (), diagnosis.changes, delay)
-    settled = plan(diagnosis.changes, proposal.facts, proposal.limits.bounds, tried=changes_tried(proposal.attempts))
+    bounds = narrowed(proposal.limits.bounds, proposal.tags)
+    settled = plan(diagnosis.changes, proposal.facts, bounds, tried=changes_tried(proposal.attempts))
     if isinstance(settled, CannotChange):
         return refused(diagnosis, change_needs_a_person(settled))
     return Verdict(diagnosis.recommended, diagnosis.reason, (), asked_for(settled), delay, settled)
@@ -232,15 +247,20 @@ def too_old(proposal: Proposal) -> StandDown | None:
 
 
 def not_idempotent(proposal: Proposal) -> StandDown | None:
-    if proposal.tags.get(IDEMPOTENT_TAG, "").lower() == "false":
-        return StandDown("not_idempotent", f"The job is marked {IDEMPOTENT_TAG}=false: a person must rerun it.")
-    return None
+    """Only `true` says that it is; what is neither is taken for `false`."""
+    marked = proposal.tags.get(IDEMPOTENT_TAG, "true").strip().lower()
+    if marked == "true":
+        return None
+    if marked != "false":
+        return unreadable(IDEMPOTENT_TAG, "true or false")
+    return StandDown("not_idempotent", f"The job is marked {IDEMPOTENT_TAG}=false: a person must rerun it.")
 
 
 def retry_limit(proposal: Proposal) -> StandDown | None:
     allowed = proposal.limits.max_retry_attempts
-    tag = proposal.tags.get(MAX_ATTEMPTS_TAG, "")
-    if tag.isdecimal():
+    if (tag := proposal.tags.get(MAX_ATTEMPTS_TAG)) is not None:
+        if not WHOLE_NUMBER.fullmatch(tag):
+            return unreadable(MAX_ATTEMPTS_TAG, "a whole number")
         allowed = min(allowed, int(tag))
     if proposal.made >= allowed:
         return StandDown("retry_limit", f"{proposal.made} of at most {allowed} retries were made.")
@@ -255,6 +275,36 @@ def changed_retry_limit(proposal: Proposal) -> StandDown | None:
     return None
 
 
+def changes_not_allowed(proposal: Proposal) -> StandDown | None:
+    """The job's tags forbid the changes, or cannot be read, so that no change is certainly within them."""
+    if proposal.diagnosis.recommended is not DecisionKind.RETRY_WITH_PARAMS:
+        return None
+    for tag in BOUND_TAGS:
+        if tag in proposal.tags and not NUMBER.fullmatch(proposal.tags[tag]):
+            return unreadable(tag, "a number")
+    if (listed := proposal.tags.get(CHANGES_TAG)) is None:
+        return None
+    allowed = {word for word in SEPARATORS.split(listed.lower()) if word}
+    if not allowed <= set(ChangeKind):
+        return unreadable(CHANGES_TAG, f"some of {', '.join(ChangeKind)}")
+    if forbidden := [change.word for change in proposal.diagnosis.changes if change.kind not in allowed]:
+        return StandDown("change_not_allowed", f"The job's tag {CHANGES_TAG} does not allow {', '.join(forbidden)}.")
+    return None
+
+
+def unreadable(tag: str, wanted: str) -> StandDown:
+    """What a tag narrows is not known, so nothing is allowed. Its value is not shown: it may be anything."""
+    return StandDown("unreadable_tag", f"The job's tag {tag} is not {wanted}: it is taken to allow nothing.")
+
+
+def narrowed(bounds: ChangeBounds, tags: Mapping[str, str]) -> ChangeBounds:
+    """The bounds with what the job's tags narrow. Raises ValueError for a tag that is no number."""
+    given = {name: float(tags[tag]) for tag, name in BOUND_TAGS.items() if tag in tags}
+    most_workers = int(min(bounds.max_workers, given.pop("max_workers", bounds.max_workers)))
+    others = {name: min(getattr(bounds, name), value) for name, value in given.items()}
+    return replace(bounds, max_workers=most_workers, **others)
+
+
 def change_needs_a_person(why: CannotChange) -> StandDown:
     return StandDown(
         "change_needs_a_person", f"The change that would heal it is not one that is made by itself. {why.reason}"
@@ -267,11 +317,13 @@ def backoff_seconds(made: int, limits: Limits, jitter: float) -> float:
 
 
 def mode_of(tags: Mapping[str, str], default: Mode) -> Mode:
-    """The job's own mode where its tag names one, else the default."""
-    try:
-        return Mode(tags.get(MODE_TAG, "").lower())
-    except ValueError:
+    """The job's own mode where it has the tag, else the default. One that is not understood does nothing by itself."""
+    if (named := tags.get(MODE_TAG)) is None:
         return default
+    try:
+        return Mode(named.strip().lower())
+    except ValueError:
+        return Mode.OFF if default is Mode.OFF else Mode.OBSERVE
 
 
 def carry_out(decision: DecisionKind, mode: Mode, *, dry_run: bool) -> tuple[bool, str]:

@@ -7,6 +7,7 @@ stand for, and once more with the line breaks that a wrap put inside a token rem
 the original by a marker such as `[redacted:password]`. Names, ids, hashes, paths, versions and error classes stay.
 """
 
+import html
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ class _Span(NamedTuple):
     start: int
     end: int
     kind: str
+    since: int
+    """Where what tells that it is a secret begins: the name before it, or the secret itself."""
 
 
 def redact(text: str) -> str:
@@ -36,7 +39,7 @@ def redact(text: str) -> str:
     regions = [(0, len(text))]
     for _ in range(MOST_PASSES):
         found = [
-            _Span(start + span.start, start + span.end, span.kind)
+            _Span(start + span.start, start + span.end, span.kind, start + span.since)
             for start, end in regions
             for span in _found_in(text[start:end])
         ]
@@ -52,7 +55,7 @@ def _replaced(text: str, spans: list[_Span]) -> tuple[str, list[tuple[int, int]]
     parts: list[str] = []
     places: list[tuple[int, int]] = []
     position = length = 0
-    for start, end, kind in spans:
+    for start, end, kind, _ in spans:
         marker = f"[redacted:{kind}]"
         parts += (text[position:start], marker)
         length += start - position + len(marker)
@@ -83,16 +86,21 @@ def _found_in(text: str) -> Iterator[_Span]:
     plain = _View.without_escapes(text)
     for span in _secrets(plain.text):
         yield plain.original(span)
-    joins = _wraps(plain.text)
+    joins = sorted(
+        {
+            *_breaks_before_scraps(plain.text),
+            *((plain.place_of(start), plain.place_of(end)) for start, end in _breaks_at_a_width(text)),
+        }
+    )
     for region_start, region_end in _lines_around(plain.text, joins):
         inside = [
             (start - region_start, end - region_start) for start, end in joins if region_start <= start < region_end
         ]
         joined = _View(plain.text[region_start:region_end], [(start, end, "") for start, end in inside])
         for span in _secrets(joined.text):
-            start, end, kind = joined.original(span)
-            if any(start < join_start and join_end < end for join_start, join_end in inside):
-                yield plain.original(_Span(region_start + start, region_start + end, kind))
+            start, end, kind, since = joined.original(span)
+            if any(since < join_start and join_end < end for join_start, join_end in inside):
+                yield plain.original(_Span(region_start + start, region_start + end, kind, region_start + since))
 
 
 def _merged(spans: list[_Span]) -> list[_Span]:
@@ -100,7 +108,7 @@ def _merged(spans: list[_Span]) -> list[_Span]:
     for span in sorted(spans, key=lambda span: (span.start, -span.end)):
         if result and span.start < result[-1].end:
             last = result[-1]
-            result[-1] = _Span(last.start, max(last.end, span.end), last.kind)
+            result[-1] = _Span(last.start, max(last.end, span.end), last.kind, last.since)
         elif span.end > span.start:
             result.append(span)
     return result
@@ -111,13 +119,12 @@ def _merged(spans: list[_Span]) -> list[_Span]:
 _ESCAPE = re.compile(
     r"(?P<colour>(?:\x1b|\\{1,4}(?:u001[bB]|x1[bB]|033|e))\[[0-9;?]{0,20}[A-Za-z])"
     r"|(?P<invisible>[\u200b-\u200d\u2060\ufeff\u00ad])"
-    r"|%(?:25){0,2}(?P<percent>[2-7][0-9A-Fa-f])"
-    r"|\\{1,8}u00(?P<unicode>[2-7][0-9A-Fa-f])"
+    r"|%(?:25){0,2}(?P<percent>[2-7][0-9A-Fa-f]|0[9ADad])"
+    r"|\\{1,8}u00(?P<unicode>[2-7][0-9A-Fa-f]|0[9ADad])"
     r"|\\{1,8}(?P<quoted>[\"'/])"
     r"|\\{1,8}(?P<space>[nrt])"
-    r"|&(?P<entity>amp|quot|apos|lt|gt|#39|#34|#x27);"
+    r"|(?P<entity>&(?:amp|quot|apos|lt|gt|#(?:[3-9]\d|1[01]\d|12[0-6])|#[xX][2-7][0-9A-Fa-f]|#1[03]|#[xX][aAdD]);)"
 )
-_ENTITIES = {"amp": "&", "quot": '"', "apos": "'", "lt": "<", "gt": ">", "#39": "'", "#34": '"', "#x27": "'"}
 _SPACES = {"n": "\n", "r": "\n", "t": "\t"}
 
 
@@ -131,7 +138,7 @@ def _meaning(found: re.Match[str]) -> str:
         case "space":
             return _SPACES[value]
         case "entity":
-            return _ENTITIES[value]
+            return html.unescape(value)
         case _:
             return ""
 
@@ -165,18 +172,26 @@ class _View:
         return cls(text, [(found.start(), found.end(), _meaning(found)) for found in _ESCAPE.finditer(text)])
 
     def original(self, span: _Span) -> _Span:
-        first = bisect_right(self._starts, span.start) - 1
         last = bisect_left(self._starts, span.end) - 1
-        start, _, is_replaced = self._origins[first]
-        if not is_replaced:
-            start += span.start - self._starts[first]
+        start = self._original_place(span.start)
         end_origin, end, is_replaced = self._origins[last]
         if not is_replaced:
             end = end_origin + span.end - self._starts[last]
-        return _Span(start, end, span.kind)
+        return _Span(start, end, span.kind, self._original_place(span.since))
+
+    def place_of(self, original: int) -> int:
+        """Where in this text the place of the original is."""
+        index = bisect_right(self._origins, original, key=lambda origin: origin[0]) - 1
+        start, _, is_replaced = self._origins[index] if index >= 0 else (original, 0, True)
+        return self._starts[max(index, 0)] if is_replaced else self._starts[index] + original - start
+
+    def _original_place(self, place: int) -> int:
+        index = bisect_right(self._starts, place) - 1
+        start, _, is_replaced = self._origins[index]
+        return start if is_replaced else start + place - self._starts[index]
 
 
-_BREAK = re.compile(r"\n[ \t]{0,16}(?=([^\s\"'<>;&,)}\]:(]{2,400})(.?))")
+_BREAK = re.compile(r"\n[ \t]{0,16}(?=([^\s\"'<>;&,)}\[\]:(][^\s\"'<>;&,)}\]:(]{1,399})(.?))")
 _TOKEN_BEFORE = re.compile(r"[^\s\"'<>;,)}(\[{\]]{1,80}$")
 _STARTS_A_LINE = re.compile(
     r"\d{1,4}[-/:.]\d|[A-Za-z_][\w.\-]{1,60}=[^=]|-{2,5}|\.{2,3}|(?:0x|at|in|File|by|to|and|or)\b"
@@ -187,11 +202,40 @@ _HEX = re.compile(r"[0-9a-fA-F]{1,4}\.?")
 _REST_OF_DOMAIN = re.compile(r"[\w\-]{0,63}(?:\.[\w\-]{1,63}){0,4}\.[A-Za-z]{2,24}\.?$")
 
 
-def _wraps(text: str) -> list[tuple[int, int]]:
-    """The line breaks that seem to stand inside a token: what follows looks like the rest of something random."""
-    if "\n" not in text:
-        return []
-    wraps: list[tuple[int, int]] = []
+_WIDTHS = frozenset({72, 76, 78, 79, 80, 96, 99, 100, 110, 119, 120, 127, 128, 131, 132, 140, 160, 180, 200, 240, 250})
+"""Where terminals, log viewers and formatters break lines."""
+_LEAST_WIDTH = 60
+_NEVER_A_REST = re.compile(
+    r"\[?\d{2,4}[-/]\d\d[-/]\d|\d\d:\d\d:\d\d|(?:at|File|Caused by:?|Traceback|During|The above|Suppressed:|[+\-*#>|]) "
+    r"|[\w$.]{1,200}(?:Error|Exception)\b|\.{3}|(?:INFO|WARN|WARNING|ERROR|DEBUG|FATAL)\b|<?/|(?:[\w\-]{1,40}\.){2,6}\w{1,40}[=\s]"
+)
+
+
+def _breaks_at_a_width(text: str) -> Iterator[tuple[int, int]]:
+    """The breaks after lines that end where a hard wrap would end them: what follows may be anything.
+
+    A line with a marker in it has lost its width, so that replacing never makes a new wrap.
+    """
+    lines = text.split("\n")
+    widths = [len(line) for line in lines]
+    position = 0
+    for index, width in enumerate(widths[:-1]):
+        position += width + 1
+        if width < _LEAST_WIDTH or not (width in _WIDTHS or width in (widths[index - 1], widths[index + 1])):
+            continue
+        rest = lines[index + 1].lstrip(" \t")
+        if _may_be_a_rest(lines[index], rest):
+            yield position - 1, position + widths[index + 1] - len(rest)
+
+
+def _may_be_a_rest(line: str, rest: str) -> bool:
+    """Whether the break may stand inside a token; lines that begin alike are records and not a wrapped one."""
+    is_inside = not line[-1:].isspace() and rest.isprintable() and rest[:1] not in ("", "[", "|") and rest[:1].isascii()
+    return is_inside and line.lstrip()[:3] != rest[:3] and "[redacted:" not in line and not _NEVER_A_REST.match(rest)
+
+
+def _breaks_before_scraps(text: str) -> Iterator[tuple[int, int]]:
+    """The breaks where what follows looks like the rest of something random."""
     for found in _BREAK.finditer(text):
         start = found.start()
         while start and text[start - 1] in "\r\\":
@@ -200,8 +244,7 @@ def _wraps(text: str) -> list[tuple[int, int]]:
             continue
         before = _TOKEN_BEFORE.search(text, max(0, start - 80), start)
         if before and _is_wrap(before.group(), found.group(1), found.group(2)):
-            wraps.append((start, found.end()))
-    return wraps
+            yield start, found.end()
 
 
 def _is_wrap(before: str, rest: str, following: str) -> bool:
@@ -342,22 +385,35 @@ _SHAPES = (
     ),
     _shape(
         "password-hash",
-        "$2 $apr1$ $6$ $5$ $argon2",
-        r"\$(?:2[abxy]\$\d\d\$[./A-Za-z0-9]{50,60}|(?:apr1|[56])\$[\w./$=]{16,150}|argon2[id]{1,2}\$[\w./$=,+]{20,200})",
+        "$2 $apr1$ $6$ $5$ $1$ $argon2",
+        r"\$(?:2[abxy]\$\d\d\$[./A-Za-z0-9]{50,60}|(?:apr1|[156])\$[\w./$=]{16,150}|argon2[id]{1,2}\$[\w./$=,+]{20,200})",
+    ),
+    _shape(
+        "password-hash",
+        "SHA MD5 SCRYPT CRYPT PBKDF2",
+        r"\{(?:S?SHA\d{0,3}|S?MD5|S?CRYPT|PBKDF2[\w\-]{0,10})\}[\w+/=.$]{12,300}",
+    ),
+    _shape(
+        "ssh-key",
+        "AAAA",
+        r"\b(?:ssh-(?:rsa|dss|ed25519)|ecdsa-sha2-\w{1,12}|sk-[\w\-]{1,20}@openssh\.com)[ +]{1,2}"
+        r"(AAAA[\w+/=\-]{20,4000}(?:[ +]{1,2}[^\s\"'@<>,;]{1,64})?(?:@[\w.\-]{1,80})?)",
     ),
     _shape("ssh-key", "b3BlbnNzaC1rZXktdjE", r"b3BlbnNzaC1rZXktdjE[A-Za-z0-9+/=\s]{20,8000}"),
-    _shape("credential", "earer", r"[Bb]earer[ :=\"']{1,4}([\w.~+/=\-]{8,8000})", _is_credential),
+    _shape("credential", "earer", r"[Bb]earer[ +:=\"']{1,4}([\w.~+/=\-]{8,8000})", _is_credential),
     _shape("credential", "BEARER", r"BEARER[ :=\"']{1,4}([\w.~+/=\-]{8,8000})", _is_credential),
-    _shape("credential", "asic", r"\b[Bb]asic ([A-Za-z0-9+/]{8,800}={0,2})", _is_credential),
+    _shape("credential", "asic", r"\b[Bb]asic[ +]([A-Za-z0-9+/]{8,800}={0,2})", _is_credential),
+    _shape("credential", "SSWS", r"\bSSWS[ +:=]{1,2}([\w\-]{16,200})"),
+    _shape("credential", "cnonce response=", r"\bresponse=[\"']?([0-9a-fA-F]{32,128})" + _END),
     _shape("signature", "Signature=", r"Signature=([\w+/=\-]{20,2000})"),
     _shape(
         "credential",
         "uthorization AUTHORIZATION",
-        r"(?:[Aa]uthorization|AUTHORIZATION)[\"']{0,2}\s?[:=,]\s{0,2}[\"']?"
+        r"(?:[Aa]uthorization|AUTHORIZATION)[\"']{0,2}\s?[:=,]\s{0,2}[\"']?(?!Digest\b)"
         r"(?:SharedKey(?:Lite)? [\w\-]{1,60}:|[A-Za-z][\w\-]{1,30}[ :]\s?|)(?:token=)?[\"']?([\w.~+/=\-]{8,8000})",
         _is_credential,
     ),
-    _shape("password", "://", r"://[^\s/@:\"'<>\[\]]{0,128}:((?!\[redacted:)[^\s/\"'<>]{1,300})@(?=[\w\[.\-$*{])"),
+    _shape("password", "://", r"://[^\s/:\"'<>\[\]]{0,128}:((?!\[redacted:)[^\s/\"'<>]{1,300})@(?=[\w\[.\-$*{])"),
     _shape(
         "password",
         "://",
@@ -388,14 +444,22 @@ _SHAPES = (
     ),
     _shape(
         "password",
-        "5432: 3306: 1433: 1521: 5439:",
-        r"(?m:^)\s{0,8}[\w.\-*]{1,120}:(?:5432|3306|1433|1521|5439):[\w*\-]{1,64}:[\w*\-.]{1,64}:(\S{4,128})",
+        "5432: 6432: 3306: 1433: 1521: 5439: pgpass",
+        r"(?<![\w.\-*])[\w.\-*]{1,120}:(?:\d{4,5}|\*):[\w*\-]{1,64}:[\w*\-.]{1,64}:((?!\[redacted:|\d{1,5}(?!\S))[^\s\"',]{4,128})",
     ),
     _shape(
         "cookie",
         "ookie COOKIE",
         r"(?:[Cc]ookie|COOKIE)[\"']{0,2}\s?[:=]\s{0,2}[\"']?"
         r"([^\n\"'\s=;]{1,80}=(?!\[redacted:)[^\s;\"']{1,4000}(?:; ?[^\s;\"']{1,4000}){0,40})",
+    ),
+    _shape(
+        "cookie",
+        "ARRAffinity AWSALB SESS sessionid SessionId sid csrf CSRF XSRF AspNetCore __Secure- __Host- DATAAPP",
+        r"(?<![\w.\-])(?:ARRAffinity(?:SameSite)?|AWSALB\w{0,10}|JSESSIONID|PHPSESSID|ASPSESSIONID\w{0,10}|ASP\.NET_SessionId"
+        r"|sessionid|connect\.sid|csrf_?token|_csrf|X?C?SRF-TOKEN|\.AspNetCore\.[\w.]{1,60}|__(?:Secure|Host)-[\w.\-]{1,40}"
+        r"|DATAAPP\w{0,10})=[\"']?([\w%+/=.~\-]{16,4000})",
+        _has_digit_and_letter,
     ),
     _shape("password", "assword", r"[Pp]assword\b[^\n\"'=:]{0,40}[\"']([^\s\"']{6,128})[\"']", _is_random),
     _shape("password", "redis", r"(?:redis-cli\b[^\n]{0,200}? -a|\brequirepass)\s{1,4}[\"']?([^\s\"']{4,256})"),
@@ -406,10 +470,10 @@ _SHAPES = (
 
 _CHECKSUM_BEFORE = re.compile(r"(?i:sha-?\d{0,3}|md5|digest|checksum|integrity|etag|hash)[^\w]{1,4}[\"']?$")
 
-_PEM_BEGIN = re.compile(r"-{4,5}BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-{4,5}")
-_PEM_END = re.compile(r"-{4,5}END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-{4,5}")
+_PEM_BEGIN = re.compile(r"-{4,5}BEGIN[\s+]{0,20}[A-Z0-9 +]{0,40}PRIVATE[\s+]{0,20}KEY(?:[\s+]{0,20}BLOCK)?-{4,5}")
+_PEM_END = re.compile(r"-{4,5}END[\s+]{0,20}[A-Z0-9 +]{0,40}PRIVATE[\s+]{0,20}KEY(?:[\s+]{0,20}BLOCK)?-{4,5}")
 _PEM_BODY = re.compile(
-    r"(?:\s{0,8}(?:[A-Za-z0-9+/=]{16,200}|[A-Za-z0-9+/=]{1,15}(?=\s{0,8}(?:-|$))"
+    r"(?:\s{0,20}(?:[A-Za-z0-9+/=]{16,200}|[A-Za-z0-9+/=]{1,15}(?=\s{0,20}(?:-|$|[A-Za-z0-9+/=]{16}))"
     r"|[A-Z][\w\-]{2,20}: [^\n]{1,100})){0,600}"
 )
 _PEM_LINE = re.compile(r"[ \t\"]{0,16}[A-Za-z0-9+/=]{1,200}[ \t\r]{0,8}")
@@ -417,11 +481,23 @@ _LONGEST_KEY_BLOCK = 12_000
 """Characters: a 16,384-bit RSA key in PEM."""
 _MOST_PEM_LINES = 200
 
-_MAILBOX = re.compile(r"(?<![/\w.+\-#])[\w.+\-#]{1,64}$")
-_MAIL_DOMAIN = re.compile(r"@(?:[\w\-]{1,63}\.){1,6}[A-Za-z]{2,24}(?![\w@])")
-_NOT_AN_EMAIL = re.compile(r"(?:\.core\.windows\.net|\.fabric\.microsoft\.com)$|^git@|@sha256", re.IGNORECASE)
+_MAILBOX = re.compile(r"(?<![\w.+\-#'])[\w.+\-#][\w.+\-#']{0,63}$")
+_MAIL_DOMAIN = re.compile(
+    r"@(?:(?:[\w\-]{1,63}\.){1,6}[A-Za-z]{2,24}|(?:[\w\-]{1,20}-)?(?:laptop|desktop|macbook|notebook|workstation|pc)"
+    r"(?:-[\w\-]{1,20})?)(?![\w@])",
+    re.IGNORECASE,
+)
+_NOT_AN_EMAIL = re.compile(
+    r"(?:\.core\.windows\.net|\.fabric\.microsoft\.com)$|^git@|@sha256"
+    r"|\.(?:png|jpe?g|svg|pyc?|ipynb|js|ts|json|ya?ml|jar|whl|egg|csv|tsv|parquet|avro|orc|txt|md|html|zip|gz|sql|scala|java|log)$",
+    re.IGNORECASE,
+)
+_IN_USER_INFO = re.compile(r"(?:://[^\s/@\"'<>]{0,128}|:thin:[^\s@]{0,128})$")
+_PASSWORD_OF_USER_INFO = re.compile(r":[^\s/@\"'<>]{1,128}@")
 
 _IPV4 = re.compile(r"(?<![\w.])\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?!\.?\w)")
+_DASHED_IPV4 = re.compile(r"\bip-(\d{1,3}-\d{1,3}-\d{1,3}-\d{1,3})\b")
+"""As Amazon names its machines: ip-10-1-2-3.eu-west-1.compute.internal."""
 _IPV6 = re.compile(
     r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:(?:[0-9A-Fa-f]{1,4}:){6}[0-9A-Fa-f]{1,4}"
     r"|[0-9A-Fa-f]{1,4}:(?:[0-9A-Fa-f]{1,4}:){0,5}(?::[0-9A-Fa-f]{1,4}){1,6}"
@@ -432,6 +508,10 @@ _VERSION_BEFORE = re.compile(
     r"(?:\b(?:v|ver|java|jdk|python|scala|photon|delta|odbc|dbr)|version|release|runtime|build|jdbc\d?|package|library|"
     r"oracle(?: database)?|upgrad\w{1,4}(?: from)?(?: \d[\d.]{0,12} to)?|[=><~!^]=)\.?[ :=\"'(]{0,3}$"
     r"|[A-Za-z]\d{0,3}[-_]$",
+    re.IGNORECASE,
+)
+_MACHINE_BEFORE = re.compile(
+    r"\b(?:worker|node|host|ip|driver|executor|laptop|desktop|pc|vm|machine|client|server|peer|master|agent|pod)[-_]$",
     re.IGNORECASE,
 )
 _PORT_AFTER = re.compile(r":\d{2,5}\b")
@@ -453,23 +533,24 @@ def _of_shape(shape: _Shape, text: str) -> Iterator[_Span]:
         start, end = found.span(group)
         is_checksum = shape.kind == "key" and _CHECKSUM_BEFORE.search(text, max(0, start - 16), start)
         if not is_checksum and shape.is_secret(found.group(group)):
-            yield _Span(start, end, shape.kind)
+            yield _Span(start, end, shape.kind, found.start())
 
 
 def _private_keys(text: str) -> Iterator[_Span]:
     """Whole PEM blocks; also the rest of one whose beginning or end was cut off."""
-    if "PRIVATE KEY" not in text:
+    if "PRIVATE" not in text:
         return
     ends = [found.span() for found in _PEM_END.finditer(text)]
     for begin in _PEM_BEGIN.finditer(text):
         index = bisect_left(ends, begin.end(), key=lambda span: span[0])
         if index < len(ends) and ends[index][0] - begin.end() <= _LONGEST_KEY_BLOCK:
-            yield _Span(begin.start(), ends[index][1], "private-key")
+            yield _Span(begin.start(), ends[index][1], "private-key", begin.start())
         else:
             body = _PEM_BODY.match(text, begin.end(), begin.end() + _LONGEST_KEY_BLOCK)
-            yield _Span(begin.start(), body.end() if body else begin.end(), "private-key")
+            yield _Span(begin.start(), body.end() if body else begin.end(), "private-key", begin.start())
     for start, end in ends:
-        yield _Span(_start_of_key_lines(text, start), end, "private-key")
+        first = _start_of_key_lines(text, start)
+        yield _Span(first, end, "private-key", first)
 
 
 def _start_of_key_lines(text: str, end: int) -> int:
@@ -487,23 +568,34 @@ def _personal(text: str) -> Iterator[_Span]:
     while position >= 0:
         domain = _MAIL_DOMAIN.match(text, position)
         mailbox = _MAILBOX.search(text, max(0, position - 65), position) if domain else None
-        if domain and mailbox and not _NOT_AN_EMAIL.search(text[mailbox.start() : domain.end()]):
-            yield _Span(mailbox.start(), domain.end(), "email")
+        if domain and mailbox and _is_an_email(text, mailbox.start(), domain.end()):
+            yield _Span(mailbox.start(), domain.end(), "email", mailbox.start())
         position = text.find("@", position + 1)
     for found in _IPV4.finditer(text):
         if _is_somebodys_address(found):
-            yield _Span(*found.span(), "ip")
+            yield _Span(*found.span(), "ip", found.start())
+    if "ip-" in text:
+        for found in _DASHED_IPV4.finditer(text):
+            yield _Span(*found.span(1), "ip", found.start())
     if "::" in text or text.count(":") > 6:
         for found in _IPV6.finditer(text):
             if any(character.isdigit() for character in found.group()):
-                yield _Span(*found.span(), "ip")
+                yield _Span(*found.span(), "ip", found.start())
+
+
+def _is_an_email(text: str, start: int, end: int) -> bool:
+    """Not so in front of a host in an address, where it is a container, a user or the end of a password."""
+    if _NOT_AN_EMAIL.search(text[start:end]):
+        return False
+    in_user_info = _IN_USER_INFO.search(text, max(0, start - 131), start)
+    return not in_user_info or bool(_PASSWORD_OF_USER_INFO.match(text, end))
 
 
 def _is_somebodys_address(found: re.Match[str]) -> bool:
     address, start = found.group(), found.start()
     if address.startswith(_NOBODYS_ADDRESS) or any(int(part) > 255 for part in address.split(".")):
         return False
-    if _PORT_AFTER.match(found.string, found.end()):
+    if _PORT_AFTER.match(found.string, found.end()) or _MACHINE_BEFORE.search(found.string, max(0, start - 12), start):
         return True
     return not _VERSION_BEFORE.search(found.string, max(0, start - 40), start)
 
@@ -511,10 +603,22 @@ def _is_somebodys_address(found: re.Match[str]) -> bool:
 # --- values that are secret because of their name --------------------------------------------------------------------
 
 _NAME = re.compile(r"[A-Za-z_][\w.\-]{1,120}")
-_ASSIGNED = re.compile(r"[\"'\])]{0,3}\s{0,3}(?:=>|->|:=|={1,2}|:|[\"'] ?, ?(?=[\"']))\s{0,3}[bru]?")
-_XML = re.compile(r">(?:</name>\s{0,40}<value>)?|</name>\s{0,40}<value>")
+_ASSIGNED = re.compile(r"[\"'\])]{0,3}\s{0,3}(?:=>|->|:=|={1,2}|:|[\"'] ?, ?(?=[\"']))\s{0,3}(?:[bru](?=[\"']))?")
+_ELSEWHERE = re.compile(
+    r">(?:</(?:name|key)>\s{0,40}<(?:value|string)>)?|</(?:name|key)>\s{0,40}<(?:value|string)>"
+    r"|[\"']>|[\"']\s{1,40}(?:value|Value|VALUE|content)\s?=\s?"
+    r"|[\"']\s?,\s{0,40}[\"'](?:value|Value|default|val)[\"']\s?[:=]\s?"
+    r"|[\"']?\n\s{1,40}(?:value|default): "
+)
+"""`<name>…</name><value>`, `<add key="…" value=`, `{"name": "…", "value":` and YAML's `- name: …`, `value:`."""
 _SPACE = re.compile(r"\s{1,3}(?:(?:is|was|value|of) )?[:=]?\s{0,2}")
 _QUOTED = {'"': re.compile(r'[^"\n]{1,8000}'), "'": re.compile(r"[^'\n]{1,8000}"), "`": re.compile(r"[^`\n]{1,8000}")}
+_OPENED = re.compile(r"[\"']\s?[:=]\s?\{")
+_ITEM = re.compile(r"[\"']([\w\-]{1,40})[\"']\s?:\s?[\"']([^\"'\n]{8,4000})[\"']")
+_LONGEST_NESTED = 6_000
+"""Characters of an object that are looked at for what is secret in it."""
+_BRACED = re.compile(r"\{((?:[^{}\s\"']|\}\}){1,400})\}(?!\})")
+"""ODBC: a value may stand in braces, a closing brace in it is doubled."""
 _BARE = re.compile(r"(?:[^\s\"'<>;&,)}\]`]|,(?!\s|[\w.\-]{1,40}[=:]|$)|[)}\]](?![\s\"';&,)}\]]|$)){1,4000}")
 
 _WORDS_OF = re.compile(r"[A-Z]{2,}(?![a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
@@ -532,8 +636,9 @@ _TELLING = re.compile(
     r"encryption_?key|storage_?key|subscription_?key|functions?_?key|host_?key|auth_?key|license_?key|service_?key|"
     r"instrumentation_?key|app(?:lication)?_?key|admin_?key|query_?key|webhook_?key|integration_?key|routing_?key|"
     r"(?:^|_)(?:sas|sig|auth|jwt|pat|signature|cookie|session|sid|hmac|otp|pin|salt)$|"
-    r"connection_?string|conn_?str|dsn$|account_key_|crypt_?key|key_?(?:base64|value|secret)$|_key_?\d$|sessionid|csrf"
+    r"connection_?string|conn_?str|dsn$|account_key_|crypt_?key|key_?(?:base64|value|secret|data|pem)$|_key_?\d$|sessionid|csrf"
 )
+_SECRET_IDS = ("secret_id", "role_secret_id", "private_key_id")
 _WEAK_KEY = re.compile(r"(?:^|_)(?:key|code|auth)$")
 _NOT_A_SECRET_KEY = re.compile(
     r"(?:primary|partition|foreign|sort|cache|row|object|blob|idempotency|join|natural|business|surrogate|merge|state|"
@@ -541,7 +646,7 @@ _NOT_A_SECRET_KEY = re.compile(
     r"status|exit|return|country|zip|postal|currency|response|reason|termination|http|sql|product|language)_(?:key|code)s?$"
 )
 _PLACEHOLDER = re.compile(
-    r"(?i:\*{2,}|x{3,}$|\.{2,}|\[|\{|<|\$|%\(|none$|null$|nil$|true$|false$|undefined$|redacted|masked|hidden|removed|"
+    r"(?i:\*{2,}|x{3,}$|\.{2,}|\[|\{|<|\$(?:[{(]|[a-z_]{1,60}(?:[.:][\w.]{1,60})?$)|%\(|none$|null$|nil$|true$|false$|undefined$|redacted|masked|hidden|removed|"
     r"empty$|n/a$|-+$|unset$|yes$|no$|string$|str$|required$|optional$|expired$|missing$|invalid$|todo$|changeme$|"
     r"dbutils\b|os\.|env\b|self\.|config\b|settings\b|args\b|getpass|keyvault|secretscope)"
 )
@@ -550,6 +655,10 @@ _SERVICE_BEFORE = re.compile(
 )
 _IDENTIFIER = re.compile(r"[A-Za-z_]{1,24}(?:\.[A-Za-z_]{1,24}){0,4}")
 _WORD = re.compile(r"[A-Za-z][a-z]{0,30}[.,:;!?]?")
+_WORD_OF_A_PARSER = re.compile(r"(?:[A-Z]?[a-z]{2,20}){1,4}\d{0,4}")
+"""`token=Identifier123`: what a parser or a tokenizer calls a token."""
+_NO_VALUE = re.compile(r"(?:0x)?[\d\-/:.,TZ+]{1,60}$|[A-Za-z_][\w.\-]{1,60}=[^=]|-{2,5}|\.{2,3}")
+"""A number, a date, another assignment, a flag."""
 _SLUG = re.compile(r"[a-z]{1,24}\d{0,4}(?:[-_./:][a-z]{0,24}\d{0,4}){1,8}")
 
 
@@ -577,7 +686,7 @@ def _secret_name(name: str) -> _Name | None:
     is_property = name.count(".") > 1  # fs.azure.account.key.ACCOUNT.dfs.core.windows.net
     if not words or _NOT_A_SECRET_KEY.search(compact):
         return None
-    if _HARMLESS_END.fullmatch(words[-1]) and not is_property and compact not in ("secret_id", "role_secret_id"):
+    if _HARMLESS_END.fullmatch(words[-1]) and not is_property and compact not in _SECRET_IDS:
         return None
     if _PASSWORD.search(compact) or _PASSWORD.search(name.lower()):
         return _Name("password", _Trust.ANY)
@@ -600,21 +709,52 @@ def _named(text: str) -> Iterator[_Span]:
             if span:
                 yield span
                 position = max(position, span.end)
+            elif name.trust is _Trust.LIKELY:
+                yield from _nested(text, found, name)
 
 
 def _value(text: str, name_found: re.Match[str], name: _Name) -> _Span | None:
     """The value after the name, if there is one and it is secret."""
     is_flag = text[max(0, name_found.start() - 1) : name_found.start()] == "-"
     after_space = _is_flagged_secret if is_flag else _is_told_secret
-    for separator, is_secret in ((_ASSIGNED, _is_assigned_secret), (_XML, _is_assigned_secret), (_SPACE, after_space)):
+    for separator, is_secret in (
+        (_ASSIGNED, _is_assigned_secret),
+        (_ELSEWHERE, _is_assigned_secret),
+        (_SPACE, after_space),
+    ):
         found = separator.match(text, name_found.end())
         if found:
-            quote = text[found.end() : found.end() + 1]
-            value = _QUOTED[quote].match(text, found.end() + 1) if quote in _QUOTED else _BARE.match(text, found.end())
-            if not value or _PLACEHOLDER.match(value.group()):
-                return None
-            return _Span(value.start(), value.end(), name.kind) if is_secret(value, name, quote in _QUOTED) else None
+            return _value_at(text, name_found, found.end(), name, is_secret)
     return None
+
+
+def _value_at(
+    text: str,
+    name_found: re.Match[str],
+    place: int,
+    name: _Name,
+    is_secret: Callable[[re.Match[str], _Name, bool], bool],
+) -> _Span | None:
+    braced = _BRACED.match(text, place) if name.trust is _Trust.ANY else None
+    if braced and not _IDENTIFIER.fullmatch(braced.group(1)):
+        return _Span(*braced.span(1), name.kind, name_found.start())
+    quote = text[place : place + 1]
+    value = _QUOTED[quote].match(text, place + 1) if quote in _QUOTED else _BARE.match(text, place)
+    if not value or _PLACEHOLDER.match(value.group()) or not is_secret(value, name, quote in _QUOTED):
+        return None
+    return _Span(value.start(), value.end(), name.kind, name_found.start())
+
+
+def _nested(text: str, name_found: re.Match[str], name: _Name) -> Iterator[_Span]:
+    """`"tokens": {"refresh": "…"}`: what is secret by the name around it."""
+    opened = _OPENED.match(text, name_found.end())
+    if not opened:
+        return
+    end = text.find("}", opened.end(), opened.end() + _LONGEST_NESTED)
+    for item in _ITEM.finditer(text, opened.end(), end if end >= 0 else opened.end() + _LONGEST_NESTED):
+        words = [word.lower() for word in _WORDS_OF.findall(item.group(1))]
+        if words and not _HARMLESS_END.fullmatch(words[-1]) and _looks_secret(item.group(2), name.trust):
+            yield _Span(*item.span(2), name.kind, name_found.start())
 
 
 def _is_assigned_secret(value: re.Match[str], name: _Name, is_quoted: bool) -> bool:
@@ -627,6 +767,8 @@ def _is_assigned_secret(value: re.Match[str], name: _Name, is_quoted: bool) -> b
     if name.trust is _Trust.ANY:
         is_sentence = text[value.start() - 1] == " " and after == " " and _WORD.fullmatch(secret)
         return not is_sentence
+    if name.kind == "token" and not is_quoted and _WORD_OF_A_PARSER.fullmatch(secret):
+        return False
     return _looks_secret(secret, name.trust)
 
 
@@ -651,7 +793,7 @@ def _is_told_secret(value: re.Match[str], name: _Name, is_quoted: bool) -> bool:
 
 
 def _looks_secret(value: str, trust: _Trust) -> bool:
-    if len(value) < 8 or value.startswith(("/", "./")) or "://" in value or " " in value or _STARTS_A_LINE.match(value):
+    if len(value) < 8 or "://" in value or " " in value or _NO_VALUE.match(value) or _is_path(value):
         return False
     if trust is _Trust.UNCLEAR:
         return len(value) >= 20 and _is_random(value)
@@ -662,3 +804,11 @@ def _looks_secret(value: str, trust: _Trust) -> bool:
     if _has_digit_and_letter(value):
         return True
     return len(value) >= 20 and not any(character in value for character in "._-/")
+
+
+def _is_path(value: str) -> bool:
+    """Base64 may begin with a slash too; a path has words between its slashes."""
+    return value.startswith(("/", "./")) and not (
+        value.endswith("=")
+        or any(len(part) >= 16 and _is_random(part) and "." not in part for part in value.split("/"))
+    )

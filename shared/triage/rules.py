@@ -21,6 +21,9 @@ DEFAULT_RULE = "default.escalate"
 STATUS_LIMIT = 64 * 1024
 """Characters of an error in which states are looked for, half of them from its end."""
 
+LONGEST_SENTENCE = 2_000
+"""Characters of a sentence that are looked at."""
+
 SHORT_NAME = 14
 """Characters of a quoted name, quotes included, that may be a state or a button ("Repair run")."""
 
@@ -60,7 +63,13 @@ def diagnose(symptoms: Symptoms, evidence: Evidence) -> Diagnosis:
     text = without_planted_words(evidence.text)
     causes = tuple(without_planted_words(cause) for cause in evidence.causes)
     evidence = replace(evidence, text=text, causes=causes)
-    texts = {Where.ANY: text, Where.CAUSE: "\n".join(causes), Where.STATUS: _status_text(symptoms)}
+    status = _status_text(symptoms)
+    texts = {
+        Where.ANY: text,
+        Where.CAUSE: "\n".join(causes),
+        Where.STATUS: status,
+        Where.SENTENCE: _sentences(status),
+    }
     readings = {where: Reading(read, knowledge.vocabulary(where)) for where, read in texts.items()}
     findings = sorted(_findings(symptoms, evidence, readings), key=lambda finding: finding.rank, reverse=True)
     best = findings[0]
@@ -90,12 +99,12 @@ def _findings(symptoms: Symptoms, evidence: Evidence, readings: Mapping[Where, R
 
 
 def _of_signatures(readings: Mapping[Where, Reading], evidence: Evidence) -> Iterator[Finding]:
-    for signature in knowledge.signatures():
-        searched = readings[signature.where]
-        matches = islice(signature.pattern.matches(searched), MOST_MATCHES)
-        findings = [_finding(signature, match, searched, evidence) for match in matches]
-        if findings:
-            yield max(findings, key=lambda finding: finding.rank)
+    for where, searched in readings.items():
+        for signature in knowledge.candidates(where, searched.present or ()):
+            matches = islice(signature.pattern.matches(searched), MOST_MATCHES)
+            findings = [_finding(signature, match, searched, evidence) for match in matches]
+            if findings:
+                yield max(findings, key=lambda finding: finding.rank)
 
 
 def _finding(signature: Signature, match: Match, reading: Reading, evidence: Evidence) -> Finding:
@@ -383,6 +392,14 @@ def _status_text(symptoms: Symptoms) -> str:
     if _INSTRUCTION.search(text):
         lines = [line for line in lines if not _INSTRUCTION.search(line)]
     return "\n".join(_status_part(line) for line in lines if not line.startswith(_OWN_WORDS))
+
+
+_SENTENCE_END = re.compile(r"(?<=[\w)\]\"'][.;!?]) +(?=\S)")
+
+
+def _sentences(status: str) -> str:
+    """The sentences of the status lines, each a line of its own; what nobody would say in one breath is cut."""
+    return "\n".join(sentence[:LONGEST_SENTENCE] for sentence in _SENTENCE_END.sub("\n", status).split("\n"))
 
 
 _OWN_WORDS = ("\tat ", "    at ", '  File "', "print", "stdout", "echo ", ">>> ", "|")

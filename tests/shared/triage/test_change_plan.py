@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.domain import Change, ComputeKind, Json, RunFacts, SettingChange, TaskFailure
+from shared.domain import Change, ClusterPolicy, ComputeKind, Json, RunFacts, SettingChange, TaskFailure
 from shared.triage.change_plan import CannotChange, ChangeBounds, plan
 from shared.triage.changes import asked_for, cost_factor, described, edits_job, parameters_of, performance_target
 from tests.builders import build_job_facts, build_run_state
@@ -336,11 +336,52 @@ def test_one_task_that_cannot_be_changed_holds_up_the_others() -> None:
     assert isinstance(refusal, CannotChange)
 
 
-def test_a_policy_is_no_hindrance_but_it_is_said() -> None:
+def test_a_policy_that_cannot_be_read_is_no_hindrance_but_it_is_said() -> None:
     changes = settled(facts_of(a_job_on(a_cluster(policy_id="p1"))), "worker_memory_up")
 
     assert edits(changes) == [of_main(WORKER, E8, E16)]
     assert "policy" in changes[0].why
+
+
+def bound_by(**rules: Json) -> dict[str, ClusterPolicy]:
+    return {"p1": ClusterPolicy("p1", "Small clusters", rules)}
+
+
+@pytest.mark.parametrize(
+    ("words", "rules"),
+    [
+        ("worker_memory_up", {"node_type_id": {"type": "allowlist", "values": [E8, E4]}}),
+        ("driver_memory_up", {"driver_node_type_id": {"type": "forbidden"}}),
+        ("more_workers", {"num_workers": {"type": "range", "maxValue": 2}}),
+        ("more_disk", {"enable_elastic_disk": {"type": "fixed", "value": False}}),
+        (MAX_RESULT, {"spark_conf.spark.driver.maxResultSize": {"type": "fixed", "value": "4g"}}),
+        ("more_disk more_workers", {"num_workers": {"type": "range", "maxValue": 2}}),
+    ],
+)
+def test_what_the_policy_forbids_is_not_tried(words: str, rules: dict[str, Json]) -> None:
+    facts = facts_of(a_job_on(a_cluster(policy_id="p1")), policies=bound_by(**rules))
+
+    refusal = settled(facts, *words.split())
+
+    assert isinstance(refusal, CannotChange)
+    assert "cluster main is bound by the cluster policy Small clusters: its rule for " in refusal.reason
+
+
+def test_what_the_policy_allows_is_changed_without_a_word_about_it() -> None:
+    rules: dict[str, Json] = {"node_type_id": {"type": "allowlist", "values": [E8, E16]}, "num_workers": {"type": "x"}}
+
+    changes = settled(facts_of(a_job_on(a_cluster(policy_id="p1")), policies=bound_by(**rules)), "worker_memory_up")
+
+    assert edits(changes) == [of_main(WORKER, E8, E16)]
+    assert "policy" not in changes[0].why
+
+
+def test_the_policy_of_another_cluster_binds_nothing() -> None:
+    rules: dict[str, Json] = {"node_type_id": {"type": "forbidden"}}
+
+    changes = settled(facts_of(a_job_on(a_cluster()), policies=bound_by(**rules)), "worker_memory_up")
+
+    assert edits(changes) == [of_main(WORKER, E8, E16)]
 
 
 # Timeouts

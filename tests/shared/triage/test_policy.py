@@ -1,6 +1,6 @@
 """The policy has the last word: every reason to stand down, every limit, and what no input can make it do."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +21,8 @@ from shared.domain import (
 )
 from shared.triage.change_plan import ChangeBounds
 from shared.triage.policy import (
+    BOUND_TAGS,
+    CHANGES_TAG,
     IDEMPOTENT_TAG,
     MAX_ATTEMPTS_TAG,
     MODE_TAG,
@@ -31,6 +33,7 @@ from shared.triage.policy import (
     backoff_seconds,
     carry_out,
     mode_of,
+    narrowed,
     permit,
     recipients_of,
     stand_down,
@@ -104,6 +107,9 @@ STAND_DOWNS = [
     Case("off by default, on by its tag", None, tags={MODE_TAG: "retry"}, limits={"default_mode": Mode.OFF}),
     Case("owned by a parent", "healed_by_parent", parent="Azure Data Factory"),
     Case("a continuous job", "continuous_job", job={"is_continuous": True}),
+    Case("paused by a person", "paused_job", job={"is_paused": True}),
+    Case("a trigger paused by a person", "paused_job", run={"trigger": "FILE_ARRIVAL"}, job={"is_paused": True}),
+    Case("started by hand while paused", None, run={"trigger": "ONE_TIME"}, job={"is_paused": True}),
     Case("a newer run succeeded", "newer_run_succeeded", newer=(build_newer_run(),)),
     Case("a newer run is under way", "newer_run_active", newer=(build_newer_run(is_active=True, result_state=None),)),
     Case("a newer run failed too", None, newer=(build_newer_run(result_state="FAILED"),)),
@@ -160,7 +166,7 @@ LIMIT_CASES = [
     LimitCase("the tag allows fewer", "retry_limit", attempts=1, tags={MAX_ATTEMPTS_TAG: "1"}),
     LimitCase("the tag allows none", "retry_limit", tags={MAX_ATTEMPTS_TAG: "0"}),
     LimitCase("the tag cannot allow more", "retry_limit", attempts=3, tags={MAX_ATTEMPTS_TAG: "9"}),
-    LimitCase("a tag that is no number is ignored", None, attempts=2, tags={MAX_ATTEMPTS_TAG: "-1"}),
+    LimitCase("a number of retries that is none", "unreadable_tag", tags={MAX_ATTEMPTS_TAG: "-1"}),
     LimitCase("a changed retry", None, changed=True),
     LimitCase("one changed retry made", None, changed=True, attempts=1, changed_attempts=1),
     LimitCase("two changed retries made", "changed_retry_limit", changed=True, attempts=2, changed_attempts=2),
@@ -170,6 +176,7 @@ LIMIT_CASES = [
     LimitCase("too old", "too_old", age=timedelta(hours=6, seconds=1)),
     LimitCase("not idempotent", "not_idempotent", tags={IDEMPOTENT_TAG: "False"}),
     LimitCase("idempotent", None, tags={IDEMPOTENT_TAG: "true"}),
+    LimitCase("idempotent or not", "unreadable_tag", tags={IDEMPOTENT_TAG: "perhaps"}),
     LimitCase("nothing left to halve", "change_needs_a_person", changed=True, value="1"),
     LimitCase("age comes first", "too_old", attempts=3, age=timedelta(days=3), tags={IDEMPOTENT_TAG: "false"}),
 ]
@@ -270,12 +277,79 @@ def test_without_a_run_only_the_limits_speak() -> None:
     assert (verdict.decision, verdict.changes) == (DecisionKind.RETRY_WITH_PARAMS, (HALVED_BATCH,))
 
 
+MAX_COST, MAX_WORKERS, MAX_MEMORY, MAX_HOURS = BOUND_TAGS
+MORE_WORKERS, MORE_TIME = Change(ChangeKind.MORE_WORKERS), Change(ChangeKind.TIMEOUT_UP)
+
+
+@pytest.mark.parametrize(
+    ("change", "tags", "want"),
+    [
+        (MORE_WORKERS, {MAX_WORKERS: "99"}, 3),
+        (MORE_WORKERS, {MAX_WORKERS: "2"}, "change_needs_a_person"),
+        (MORE_WORKERS, {MAX_WORKERS: "2.5"}, "change_needs_a_person"),
+        (MORE_WORKERS, {MAX_COST: "1.2"}, "change_needs_a_person"),
+        (MORE_WORKERS, {MAX_COST: "1.4"}, 3),
+        (MORE_MEMORY, {MAX_MEMORY: "128"}, "Standard_E16ds_v5"),
+        (MORE_MEMORY, {MAX_MEMORY: "127"}, "change_needs_a_person"),
+        (MORE_MEMORY, {MAX_MEMORY: "9999"}, "Standard_E16ds_v5"),
+        (MORE_TIME, {MAX_HOURS: "1.5"}, 5400),
+        (MORE_TIME, {MAX_HOURS: "1"}, "change_needs_a_person"),
+        (HALVED_BATCH, {MAX_COST: "0"}, "change_needs_a_person"),
+        (MORE_WORKERS, {CHANGES_TAG: "more_workers"}, 3),
+        (MORE_WORKERS, {CHANGES_TAG: "param, More_Workers"}, 3),
+        (MORE_WORKERS, {CHANGES_TAG: "param+more_workers"}, 3),
+        (HALVED_BATCH, {CHANGES_TAG: "param"}, "500"),
+        (MORE_WORKERS, {CHANGES_TAG: "worker_memory_up"}, "change_not_allowed"),
+        (MORE_WORKERS, {CHANGES_TAG: ""}, "change_not_allowed"),
+        (MORE_WORKERS, {CHANGES_TAG: "more_workers, everything"}, "unreadable_tag"),
+        *(
+            (MORE_WORKERS, {tag: value}, "unreadable_tag")
+            for tag in BOUND_TAGS
+            for value in ("", "many", "-1", "nan", "inf", "1e3", "٣", "3,5")
+        ),
+    ],
+)
+def test_a_tag_narrows_what_may_be_changed(change: Change, tags: dict[str, str], want: object) -> None:
+    settings = a_job(timeout_seconds=3600)
+    known = facts_of(settings)
+    assert known.job is not None
+    facts = replace(known, job=replace(known.job, tags=tags))
+    diagnosis = build_diagnosis(recommended=DecisionKind.RETRY_WITH_PARAMS, changes=(change,))
+
+    verdict = permit(Proposal(diagnosis, facts, (), LIMITS, NOW), jitter=0.5)
+
+    if verdict.decision is DecisionKind.RETRY_WITH_PARAMS:
+        assert [made.new for made in verdict.setting_changes] == [want]
+    else:
+        assert verdict.decision is DecisionKind.ESCALATE_EMAIL
+        assert verdict.rules == (f"policy.{want}",)
+        assert verdict.changes == (change,), "it is suggested"
+
+
+def test_a_tag_about_changes_is_no_hindrance_to_a_plain_retry() -> None:
+    facts = build_run_facts(tags={MAX_WORKERS: "many", CHANGES_TAG: "?"})
+
+    assert permit(Proposal(RETRY, facts, (), LIMITS, NOW), jitter=0.5).decision is DecisionKind.RETRY
+
+
+@given(st.dictionaries(st.sampled_from(list(BOUND_TAGS)), st.integers(0, 10**9).map(str)))
+def test_no_tag_widens_a_bound(tags: dict[str, str]) -> None:
+    bounds = narrowed(LIMITS.bounds, tags)
+
+    assert bounds.max_workers <= LIMITS.bounds.max_workers
+    assert bounds.max_cost_factor <= LIMITS.bounds.max_cost_factor
+    assert bounds.max_node_memory_gb <= LIMITS.bounds.max_node_memory_gb
+    assert bounds.max_timeout_hours <= LIMITS.bounds.max_timeout_hours
+
+
 tag_values = st.one_of(
     st.sampled_from(["", "0", "1", "2", "3", "9", "99", "-1", "٣", "full", "off", "true", "false"]),
     st.text(max_size=20),
 )
 tag_maps = st.dictionaries(
-    st.sampled_from([MODE_TAG, OWNER_TAG, MAX_ATTEMPTS_TAG, IDEMPOTENT_TAG, "team"]), tag_values, max_size=5
+    st.sampled_from([MODE_TAG, OWNER_TAG, MAX_ATTEMPTS_TAG, IDEMPOTENT_TAG, CHANGES_TAG, *BOUND_TAGS, "team"]),
+    tag_values,
+    max_size=6,
 )
 
 
@@ -329,7 +403,9 @@ def test_the_backoff_stays_between_nothing_and_the_cap(made: int, jitter: float)
         ("Retry", Mode.OBSERVE, Mode.RETRY),
         ("observe", Mode.FULL, Mode.OBSERVE),
         ("off", Mode.FULL, Mode.OFF),
-        ("everything", Mode.RETRY, Mode.RETRY),
+        ("everything", Mode.RETRY, Mode.OBSERVE),
+        ("everything", Mode.FULL, Mode.OBSERVE),
+        ("everything", Mode.OFF, Mode.OFF),
     ],
 )
 def test_the_jobs_own_mode_wins_where_it_is_one(tag: str, default: Mode, want: Mode) -> None:

@@ -65,6 +65,35 @@ def test_a_pattern_may_be_a_list_of_alternatives() -> None:
     assert [match.line for match in matches] == ["link reset by switch", "connection reset"]
 
 
+def test_a_pattern_may_use_named_words_and_these_the_ones_above() -> None:
+    words = "words:\n  link: ['line', 'cable']\n  broken: ['{{link}} cut', 'reset']\n"
+    text = words + ENTRY.replace("pattern: 'Connection reset'", "pattern: 'Connection {{broken}}'")
+    (signature,) = knowledge.read_signatures(text)
+    for told in ("connection reset", "connection cable cut reset"):
+        assert any(signature.pattern.matches(knowledge.Reading(told)))
+    assert not any(signature.pattern.matches(knowledge.Reading("connection link reset")))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("words: {link: line}\n", "words.link: must be a list"),
+        ("words: {broken: ['{{link}} cut']}\n", r"words.broken: \['link'\] is not among"),
+        ("", r"network.example: \['broken'\] is not among"),
+    ],
+)
+def test_words_out_of_order_are_named(words: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        knowledge.read_signatures(words + ENTRY.replace("'Connection reset'", "'Connection {{broken}}'", 1))
+
+
+@given(st.lists(st.sampled_from(["reset", "Connection RESET", "", "pre\u0130set", "up"]), max_size=8))
+def test_the_lines_of_a_keyword_are_those_that_hold_it(lines: list[str]) -> None:
+    reading = knowledge.Reading("\n".join(lines))
+    expected = [number for number, line in enumerate(lines) if "reset" in line.lower() or "up" in line.lower()]
+    assert reading.lines_with(frozenset({"reset", "up"})) == expected
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -264,6 +293,55 @@ def test_nothing_is_repeated_where_somebody_seems_to_be_at_work() -> None:
     assert diagnosis_of(error).recommended is ESCALATE
 
 
+# --- what somebody has done about it, told in prose ---
+
+BROKEN = "java.net.SocketException: Connection reset"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "Run aborted at the request of the data owner (ticket 2281).",
+        "Pipeline update 91ab stopped: user clicked Stop in the pipeline page",
+        "The statement was terminated from the query history page.",
+        "Query was killed by user analyst7",
+        "Orchestrator requested cancellation of the run",
+        "Job run cancelled since deployment of the bundle replaced the job definition",
+        f"{BROKEN}\nThe on-call engineer has taken this over and started a backfill; it is running now.",
+        f"{BROKEN}\nSince then the job has been repaired by m.ortiz and all tasks are green.",
+        f"{BROKEN}\nThe 06:15 run of the same job went through with the same parameters.",
+        f"{BROKEN}\n20 minutes later the scheduled run picked up the same files and finished with success.",
+        f"{BROKEN}\nPrefect: the flow run will be rescheduled, state AwaitingRetry",
+        f"{BROKEN}\nData Factory: activity load attempt 1 failed, attempt 2 InProgress.",
+        "Run 5531 was skipped because another run of the job was still active.",
+        "Task validate did not run: the condition task check_volume evaluated to false.",
+    ],
+)
+def test_what_was_done_already_is_left_alone(told: str) -> None:
+    assert diagnosis_of(told).recommended is SKIP
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "Please cancel the run and rerun it manually after fixing the column.",
+        "Nobody has rerun it yet.",
+        "Last week's repair succeeded, this is a new failure.",
+        "The run should be repaired by the owner once the file is there.",
+        "The loader will be superseded by a new one next quarter.",
+        "Run 12 of the owner's backfill failed too.",
+        "Airflow: all retries exhausted.",
+        "skipped 14 malformed records",
+        "31 subscriptions were cancelled by customers",
+        "Task was cancelled because the SparkContext was shut down",
+        "The session was closed by the backend because of maintenance",
+        "Statement was cancelled: the time limit of the owner was reached",
+    ],
+)
+def test_what_is_only_wished_past_or_of_another_kind_is_no_handling(told: str) -> None:
+    assert diagnosis_of(f"KeyError: 'price'\n{told}").recommended is not SKIP
+
+
 # --- untrusted text --------------------------------------------------------------------------------------------------
 
 
@@ -313,7 +391,18 @@ def test_any_text_gets_a_diagnosis(text: str, code: str | None) -> None:
     assert bool(result.changes) is (result.recommended is CHANGED)
 
 
-@pytest.mark.parametrize("unit", ["a", "cancelled by ", "\\n", "Caused by: x\n", "'", '"', "1 of 1 runs ", "- "])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *("a", "cancelled by ", "\\n", "Caused by: x\n", "'", '"', "1 of 1 runs ", "- "),
+        *(
+            "run 12 of the same job ",
+            "repair rerun backfill ",
+            "runs cancelled because newer ",
+            "the owner has stopped ",
+        ),
+    ],
+)
 def test_long_texts_cost_little(unit: str) -> None:
     error = unit * (64 * 1024 // len(unit))
     symptoms = Symptoms(error=error)

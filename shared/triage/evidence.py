@@ -122,7 +122,7 @@ _MOST_WRAPPED = 8
 """Lines of one wrapped line that are kept together."""
 _BEGINS_ANEW = re.compile(
     r"\[?\d{2,4}[-/]\d\d[-/]\d\d[T ]\d|\[?\d\d:\d\d:\d\d[ ,.]|\s{0,8}(?:at |File \"|\.{3} \d)"
-    r"|Caused by: |Traceback |\[Stage "
+    r"|Caused by: |Traceback |\[Stage |[\w ]{1,40}: {1,3}\d{1,3}%\||\s{0,8}(?:━|Using cached |Downloading |Collecting )"
 )
 
 # Ranks of lines, from what is dropped to what is kept first.

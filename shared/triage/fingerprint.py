@@ -93,7 +93,8 @@ _HOST = re.compile(
     re.IGNORECASE,
 )
 _OBJECT = re.compile(
-    r"(?:\b(?:table|view|topic|dataset|volume|bucket)[ :=]{1,3}[`'\"]?|\b(?:s3a?|gs|abfss?|wasbs?|dbfs):/{1,2})"
+    r"(?:\b(?:merge into|insert into|table|view|topic|dataset|volume|bucket)[ :=]{1,3}[`'\"]?"
+    r"|\b(?:s3a?|gs|abfss?|wasbs?|dbfs):/{1,2})"
     r"([\w@.\-/`]{3,120})",
     re.IGNORECASE,
 )
@@ -106,7 +107,7 @@ _NAMED = re.compile(
 )
 _REMOTE = re.compile(
     r"connect|timed? ?out|refused|http|unavailable|reset|resol|unauthori[sz]ed|forbidden|ssl|certificate|request|"
-    r"gateway|communications link|socket|throttl|too many",
+    r"gateway|communications link|socket|throttl|too many|auth|log[io]n|smtp|ftp|denied",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[A-Za-z]{3,}")

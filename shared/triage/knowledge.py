@@ -67,11 +67,11 @@ class Reading:
         self._lowered = "\n".join(self._lowered_lines)
         self._ends = list(accumulate(len(line) + 1 for line in self._lowered_lines))
         self._lines_of_keyword: dict[str, list[int]] = {}
-        self.present = None if vocabulary is None else self._found(vocabulary)
+        self.present = None if vocabulary is None else _present(self._lowered, vocabulary)
 
     def lines_with(self, keywords: frozenset[str]) -> list[int]:
         """Numbers of the lines in which one of `keywords` (lower case) stands."""
-        present = self._found(keywords) if self.present is None else self.present & keywords
+        present = _among(self._lowered, keywords) if self.present is None else self.present & keywords
         if not present:
             return []
         if len(self.lines) == 1:
@@ -89,9 +89,31 @@ class Reading:
                 position = self._lowered.find(keyword, self._ends[number])
         return numbers
 
-    def _found(self, keywords: frozenset[str]) -> frozenset[str]:
-        lowered = self._lowered
-        return frozenset([keyword for keyword in keywords if keyword in lowered])
+
+def _among(text: str, keywords: Iterable[str]) -> frozenset[str]:
+    """Those of `keywords` that stand in the text."""
+    return frozenset([keyword for keyword in keywords if keyword in text])
+
+
+_BEGINNING = 4
+"""Characters of a keyword by which most keywords of a large vocabulary are ruled out."""
+
+
+def _present(text: str, vocabulary: frozenset[str]) -> frozenset[str]:
+    """The same for a large vocabulary: only keywords whose beginning occurs in the text are looked for."""
+    by_beginning = _by_beginning(vocabulary)
+    beginnings = {text[start : start + _BEGINNING] for start in range(len(text) - _BEGINNING + 1)}
+    possible = [keyword for start in beginnings & by_beginning.keys() for keyword in by_beginning[start]]
+    return _among(text, [*possible, *by_beginning.get("", ())])
+
+
+@functools.cache
+def _by_beginning(vocabulary: frozenset[str]) -> Mapping[str, list[str]]:
+    """The keywords by their beginning; those too short to have one under the empty text."""
+    keywords: dict[str, list[str]] = {}
+    for keyword in vocabulary:
+        keywords.setdefault(keyword[:_BEGINNING] if len(keyword) >= _BEGINNING else "", []).append(keyword)
+    return keywords
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,13 +297,36 @@ _WORD = re.compile(r"\{\{(\w+)\}\}")
 
 
 def _words(content: dict[str, Any]) -> Mapping[str, str]:
-    """The named alternatives that patterns may use; a word may use those before it."""
+    """The named alternatives that patterns may use; a word may use those before it, or take all of them over."""
+    lists: dict[str, list[str]] = {}
     words: dict[str, str] = {}
     for name, alternatives in content.get("words", {}).items():
         if not isinstance(alternatives, list) or not all(isinstance(text, str) and text for text in alternatives):
             raise ConfigurationError(f"words.{name}: must be a list of expressions")
-        words[name] = f"(?:{'|'.join(_spelled_out(f'words.{name}', text, words) for text in alternatives)})"
+        lists[name] = []
+        for text in alternatives:
+            spelled_out = _spelled_out(f"words.{name}", text, words)
+            whole = _WORD.fullmatch(text)
+            lists[name] += lists[whole.group(1)] if whole else [spelled_out]
+        words[name] = _by_first_letter(lists[name])
     return words
+
+
+_LETTER_FIRST = re.compile(r"[a-z][^?*+{|]")
+
+
+def _by_first_letter(alternatives: list[str]) -> str:
+    """One expression for all, those with the same first letter together: an engine that tries them one by one gives
+    up sooner."""
+    by_letter: dict[str, list[str]] = {}
+    others = []
+    for text in alternatives:
+        if _LETTER_FIRST.match(text):
+            by_letter.setdefault(text[0], []).append(text[1:])
+        else:
+            others.append(text)
+    grouped = [f"{letter}(?:{'|'.join(rests)})" for letter, rests in by_letter.items()]
+    return f"(?:{'|'.join([*grouped, *others])})"
 
 
 def _spelled_out(name: str, expression: str, words: Mapping[str, str]) -> str:

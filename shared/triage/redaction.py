@@ -99,7 +99,7 @@ def _found_in(text: str) -> Iterator[_Span]:
         joined = _View(plain.text[region_start:region_end], [(start, end, "") for start, end in inside])
         for span in _secrets(joined.text):
             start, end, kind, since = joined.original(span)
-            if any(since < join_start and join_end < end for join_start, join_end in inside):
+            if any(since < join_start <= end + 1 for join_start, _ in inside):  # it goes on, or its end is told, after
                 yield plain.original(_Span(region_start + start, region_start + end, kind, region_start + since))
 
 
@@ -120,6 +120,7 @@ _ESCAPE = re.compile(
     r"(?P<colour>(?:\x1b|\\{1,4}(?:u001[bB]|x1[bB]|033|e))\[[0-9;?]{0,20}[A-Za-z])"
     r"|(?P<invisible>[\u200b-\u200d\u2060\ufeff\u00ad])"
     r"|%(?:25){0,2}(?P<percent>[2-7][0-9A-Fa-f]|0[9ADad])"
+    r"|(?P<plus>(?:(?<=%3[ADEade])|(?<=%2[27Cc]))\+|\+(?=%(?:2[27]|[57][Bb])))"
     r"|\\{1,8}u00(?P<unicode>[2-7][0-9A-Fa-f]|0[9ADad])"
     r"|\\{1,8}(?P<quoted>[\"'/])"
     r"|\\{1,8}(?P<space>[nrt])"
@@ -133,6 +134,8 @@ def _meaning(found: re.Match[str]) -> str:
     match name:
         case "percent" | "unicode":
             return chr(int(value, 16))
+        case "plus":  # a form's space
+            return " "
         case "quoted":
             return value
         case "space":
@@ -207,7 +210,7 @@ _WIDTHS = frozenset({72, 76, 78, 79, 80, 96, 99, 100, 110, 119, 120, 127, 128, 1
 _LEAST_WIDTH = 60
 _NEVER_A_REST = re.compile(
     r"\[?\d{2,4}[-/]\d\d[-/]\d|\d\d:\d\d:\d\d|(?:at|File|Caused by:?|Traceback|During|The above|Suppressed:|[+\-*#>|]) "
-    r"|[\w$.]{1,200}(?:Error|Exception)\b|\.{3}|(?:INFO|WARN|WARNING|ERROR|DEBUG|FATAL)\b|<?/|(?:[\w\-]{1,40}\.){2,6}\w{1,40}[=\s]"
+    r"|[\w$.]{1,200}(?:Error|Exception)\b|\.{3}|(?:INFO|WARN|WARNING|ERROR|DEBUG|FATAL)\b|<?/|(?:spark|hadoop|fs|hive|kafka|javax?)\.[\w.\-]{1,120}[=\s]"
 )
 
 
@@ -230,7 +233,7 @@ def _breaks_at_a_width(text: str) -> Iterator[tuple[int, int]]:
 
 def _may_be_a_rest(line: str, rest: str) -> bool:
     """Whether the break may stand inside a token; lines that begin alike are records and not a wrapped one."""
-    is_inside = not line[-1:].isspace() and rest.isprintable() and rest[:1] not in ("", "[", "|") and rest[:1].isascii()
+    is_inside = rest.isprintable() and rest[:1] not in ("", "[", "|") and rest[:1].isascii()
     return is_inside and line.lstrip()[:3] != rest[:3] and "[redacted:" not in line and not _NEVER_A_REST.match(rest)
 
 
@@ -428,6 +431,11 @@ _SHAPES = (
     ),
     _shape(
         "password",
+        "ldap",
+        r"\bldap[a-z]{3,10}\b[^\n]{0,300}?\s-w ?[\"']?([^\s\"']{4,128})",
+    ),
+    _shape(
+        "password",
         "mysql sshpass login",
         r"(?:mysql\w{0,10}|sshpass|login)\b[^\n]{0,300}?\s-p ?[\"']?([^\s\"']{4,128})",
     ),
@@ -603,7 +611,9 @@ def _is_somebodys_address(found: re.Match[str]) -> bool:
 # --- values that are secret because of their name --------------------------------------------------------------------
 
 _NAME = re.compile(r"[A-Za-z_][\w.\-]{1,120}")
-_ASSIGNED = re.compile(r"[\"'\])]{0,3}\s{0,3}(?:=>|->|:=|={1,2}|:|[\"'] ?, ?(?=[\"']))\s{0,3}(?:[bru](?=[\"']))?")
+_ASSIGNED = re.compile(
+    r"[\"'\])]{0,3}\s{0,3}(?:(?:=>|->|:=|={1,2})[ \t]{0,3}|(?::|[\"'] ?, ?(?=[\"']))\s{0,3})(?:[bru](?=[\"']))?"
+)
 _ELSEWHERE = re.compile(
     r">(?:</(?:name|key)>\s{0,40}<(?:value|string)>)?|</(?:name|key)>\s{0,40}<(?:value|string)>"
     r"|[\"']>|[\"']\s{1,40}(?:value|Value|VALUE|content)\s?=\s?"
@@ -611,12 +621,11 @@ _ELSEWHERE = re.compile(
     r"|[\"']?\n\s{1,40}(?:value|default): "
 )
 """`<name>…</name><value>`, `<add key="…" value=`, `{"name": "…", "value":` and YAML's `- name: …`, `value:`."""
-_SPACE = re.compile(r"\s{1,3}(?:(?:is|was|value|of) )?[:=]?\s{0,2}")
+_SPACE = re.compile(r"[ \t]{1,3}(?:(?:is|was|value|of) )?[:=]?\s{0,2}")
 _QUOTED = {'"': re.compile(r'[^"\n]{1,8000}'), "'": re.compile(r"[^'\n]{1,8000}"), "`": re.compile(r"[^`\n]{1,8000}")}
 _OPENED = re.compile(r"[\"']\s?[:=]\s?\{")
 _ITEM = re.compile(r"[\"']([\w\-]{1,40})[\"']\s?:\s?[\"']([^\"'\n]{8,4000})[\"']")
-_LONGEST_NESTED = 6_000
-"""Characters of an object that are looked at for what is secret in it."""
+_INSIDE = re.compile(r"[^{}]{1,6000}")
 _BRACED = re.compile(r"\{((?:[^{}\s\"']|\}\}){1,400})\}(?!\})")
 """ODBC: a value may stand in braces, a closing brace in it is doubled."""
 _BARE = re.compile(r"(?:[^\s\"'<>;&,)}\]`]|,(?!\s|[\w.\-]{1,40}[=:]|$)|[)}\]](?![\s\"';&,)}\]]|$)){1,4000}")
@@ -635,7 +644,7 @@ _TELLING = re.compile(
     r"secret|token|credential|api_?key|access_?key|account_?key|shared_?key|private_?key|signing_?key|master_?key|"
     r"encryption_?key|storage_?key|subscription_?key|functions?_?key|host_?key|auth_?key|license_?key|service_?key|"
     r"instrumentation_?key|app(?:lication)?_?key|admin_?key|query_?key|webhook_?key|integration_?key|routing_?key|"
-    r"(?:^|_)(?:sas|sig|auth|jwt|pat|signature|cookie|session|sid|hmac|otp|pin|salt)$|"
+    r"(?:^|_)(?:sas|sig|auth|t?otp_seed|jwt|pat|signature|cookie|session|sid|hmac|otp|pin|salt)$|"
     r"connection_?string|conn_?str|dsn$|account_key_|crypt_?key|key_?(?:base64|value|secret|data|pem)$|_key_?\d$|sessionid|csrf"
 )
 _SECRET_IDS = ("secret_id", "role_secret_id", "private_key_id")
@@ -718,8 +727,8 @@ def _value(text: str, name_found: re.Match[str], name: _Name) -> _Span | None:
     is_flag = text[max(0, name_found.start() - 1) : name_found.start()] == "-"
     after_space = _is_flagged_secret if is_flag else _is_told_secret
     for separator, is_secret in (
-        (_ASSIGNED, _is_assigned_secret),
         (_ELSEWHERE, _is_assigned_secret),
+        (_ASSIGNED, _is_assigned_secret),
         (_SPACE, after_space),
     ):
         found = separator.match(text, name_found.end())
@@ -739,6 +748,8 @@ def _value_at(
     if braced and not _IDENTIFIER.fullmatch(braced.group(1)):
         return _Span(*braced.span(1), name.kind, name_found.start())
     quote = text[place : place + 1]
+    if quote in ("{", "[", "<"):  # an object, a list, a placeholder
+        return None
     value = _QUOTED[quote].match(text, place + 1) if quote in _QUOTED else _BARE.match(text, place)
     if not value or _PLACEHOLDER.match(value.group()) or not is_secret(value, name, quote in _QUOTED):
         return None
@@ -750,8 +761,8 @@ def _nested(text: str, name_found: re.Match[str], name: _Name) -> Iterator[_Span
     opened = _OPENED.match(text, name_found.end())
     if not opened:
         return
-    end = text.find("}", opened.end(), opened.end() + _LONGEST_NESTED)
-    for item in _ITEM.finditer(text, opened.end(), end if end >= 0 else opened.end() + _LONGEST_NESTED):
+    inside = _INSIDE.match(text, opened.end())
+    for item in _ITEM.finditer(text, *inside.span()) if inside else ():
         words = [word.lower() for word in _WORDS_OF.findall(item.group(1))]
         if words and not _HARMLESS_END.fullmatch(words[-1]) and _looks_secret(item.group(2), name.trust):
             yield _Span(*item.span(2), name.kind, name_found.start())

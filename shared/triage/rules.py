@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from shared.domain import Category, Change, DecisionKind, Diagnosis, Evidence, Symptoms
+from shared.domain import Category, Change, ChangeKind, DecisionKind, Diagnosis, Evidence, Symptoms
 from shared.triage import knowledge
 from shared.triage.knowledge import Effect, Match, Reading, Signature, Verdict, Weight, Where
 
@@ -72,7 +72,7 @@ def diagnose(symptoms: Symptoms, evidence: Evidence) -> Diagnosis:
     }
     readings = {where: Reading(read, knowledge.vocabulary(where)) for where, read in texts.items()}
     findings = sorted(_findings(symptoms, evidence, readings), key=lambda finding: finding.rank, reverse=True)
-    best = findings[0]
+    best = _with_change_for_place(findings[0], symptoms, text)
     decided, sentence, deciding = _under(best, _circumstances(readings[Where.STATUS], _effects_on(best)))
     rules = dict.fromkeys((best.rule, *deciding, *(finding.rule for finding in findings[1:])))
     return Diagnosis(
@@ -140,6 +140,11 @@ def _place(match: Match, evidence: Evidence) -> int:
 
 
 _CANCEL_WORDS = re.compile(r"cancel|interrupt|abort|kill|stop|terminat", re.IGNORECASE)
+_ECHO_OF_CANCEL = re.compile(
+    r"cancell?ed|interrupted|shut ?down|\b(?:was|been|is|got) (?:stopped|terminated|deleted|killed|aborted)\b",
+    re.IGNORECASE,
+)
+"""What the exceptions say that a stopped run leaves behind: they are no failure of their own."""
 
 
 def _goes_on_to_fail(match: Match, reading: Reading, evidence: Evidence) -> bool:
@@ -149,8 +154,9 @@ def _goes_on_to_fail(match: Match, reading: Reading, evidence: Evidence) -> bool
     """
     if _PLATFORM_RECORD.search(match.line):
         return False
-    rest = "\n".join(reading.lines[match.line_number + 1 :])
-    return any(name in rest and not _CANCEL_WORDS.search(name) for name in evidence.exception_types)
+    names = [name for name in evidence.exception_types if not _CANCEL_WORDS.search(name)]
+    following = [line for line in reading.lines[match.line_number + 1 :] if any(name in line for name in names)]
+    return any(not _ECHO_OF_CANCEL.search(line) for line in following)
 
 
 _LOW_LEVEL = re.compile(r"(?:^|[\s\[|])(?:WARN(?:ING)?|INFO|DEBUG)(?=[\s\]|:,]|$)")
@@ -228,6 +234,36 @@ def _of_exception(evidence: Evidence) -> Iterator[Finding]:
 
 def _changes(verdict: Verdict) -> tuple[Change, ...]:
     return tuple(Change.from_word(word) for word in verdict.change_words)
+
+
+_TASK_OF_EXECUTOR = re.compile(r"\(TID \d|\bexecutor\b|\bLost task\b|\bstage failure\b", re.IGNORECASE)
+_SERVERLESS = re.compile(
+    r"(?:^|[\s(,:=])serverless(?=$|[\s),;:.])(?! (?:sql )?warehouse)", re.IGNORECASE | re.MULTILINE
+)
+_DRIVER_FAILED = frozenset({"DRIVER_ERROR"})
+
+
+def _with_change_for_place(best: Finding, symptoms: Symptoms, text: str) -> Finding:
+    """The finding with its first change moved to where the memory ran out.
+
+    A Java heap is full on the driver when the platform says that the driver failed and no task of an executor is
+    named; and serverless compute has no nodes to choose, but a larger memory for the process of the job.
+    """
+    if not best.changes:
+        return best
+    first, *others = best.changes
+    kind = first.kind
+    if (
+        kind is ChangeKind.WORKER_MEMORY_UP
+        and symptoms.termination_code in _DRIVER_FAILED
+        and not _TASK_OF_EXECUTOR.search(text)
+    ):
+        kind = ChangeKind.DRIVER_MEMORY_UP
+    if kind is ChangeKind.DRIVER_MEMORY_UP and _SERVERLESS.search(text):
+        kind = ChangeKind.SERVERLESS_MEMORY_UP
+    if kind is first.kind:
+        return best
+    return replace(best, changes=(Change(kind), *others))
 
 
 # --- circumstances ---------------------------------------------------------------------------------------------------
@@ -316,6 +352,9 @@ _INSTRUCTION = re.compile(
     r"|(?:decision|verdict|recommend(?:ed|ation)|classification|label|action|category|answer|diagnosis)\b"
     r"[\"']? ?(?:[:=]|must be|should be|is) ?[\"']?(?:RETRY|RETRY_WITH_PARAMS|ESCALATE(?:_EMAIL)?|SKIP)\b"
     r"|(?:mark|treat|classify|label|report|record|answer) (?:this|it|the (?:run|failure|error|job)) as\b"
+    r"|(?:reply|answer|respond|return|output|choose|say|decide|write|pick)\b(?: only| just)?(?: with| as| for)?"
+    r"[: ]{1,2}[\"'`]?"
+    r"(?-i:RETRY|RETRY_WITH_PARAMS|ESCALATE(?:_EMAIL)?|SKIP)\b"
     r"|(?:always|just|simply|kindly|automatically) (?:retry|repair|skip|escalate|rerun|re-run)\b"
     r"|(?:do not|don't|never|no need to) (?:repair|escalate|page|alert|skip|e-?mail|notify|wake)\b"
     r"|(?:rerun|retry|repair|restart) with (?:[\w:.]+_up|availability_on_demand|more_|other_|spark_conf|param)\w*"
@@ -331,6 +370,15 @@ _DATA_VALUE = re.compile(
     r"(?:\"[^\"\n]{4,2000}\"|'[^'\n]{4,2000}')",
     re.IGNORECASE,
 )
+
+_NAME_OF_FILE = re.compile(
+    r"(?P<quote>[\"'])(?:\w{2,8}:)?/(?!(?:usr/|opt/)?s?bin/|databricks/|local_disk0/)"
+    r"[^\"'\n ]{0,400} [^\"'\n]{1,400}(?P=quote)"
+)
+"""A quoted path with spaces in it: whoever named the file wrote it. Paths of programs begin a command instead."""
+
+_VALUE_OF_LINES = re.compile(r"([=:] ?\")[^\"\n]{0,400}\n(?:[^\"\n]{0,2000}\n){0,8}?[^\"\n]{0,400}\"(?=[\s,;.)}\]]|$)")
+"""A quoted value that goes over several lines, such as a name with a line break smuggled in."""
 
 _TABLE_ROW = re.compile(r"^[ \t]{0,8}\|.{0,4000}\|[ \t]{0,8}$", re.MULTILINE)
 """A row of a printed table, as `show` of a DataFrame prints it: data."""
@@ -348,6 +396,8 @@ def without_planted_words(text: str) -> str:
     An error never tells its reader what to decide.
     """
     if '"' in text or "'" in text:
+        text = _VALUE_OF_LINES.sub(r'\1…"', text)
+        text = _NAME_OF_FILE.sub("…", text)
         text = _DATA_VALUE.sub(r"\1…", text)
         text = _ABOUT_DATA.sub(lambda found: _QUOTED.sub("…", found.group()), text)
     if "|" in text:
@@ -371,6 +421,7 @@ def _without_instruction(line: str) -> str:
 
 _PLATFORM_RECORD = re.compile(
     r"\b(?:update_progress|flow_progress|user_action|create_update|pipeline_progress|maintenance_progress|taskinstance"
+    r"|run ?group|pipeline ?run|activity ?run|run history|repair history"
     r"|airflow|scheduler|dagster|prefect|orchestrator|controller|data ?factory|adf|databricks"
     r"|job[_ ]?run|jobs?|audit)\b",
     re.IGNORECASE,
@@ -379,6 +430,8 @@ _STATUS_KEY = (
     r"\"(?:state_message|message|result_state|life_cycle_state|state|status|reason|error|error_message|details|code"
     r"|cause|termination_code|status_message|statusMessage|errorMessage|description)\" ?: ?"
 )
+_QUOTED_WORDS = re.compile(r"\"[^\"\n ]{0,160} [^\"\n]{0,160}\"")
+_QUOTED_INSTRUCTION = re.compile(rf"\"[^\"\n]{{0,400}}?(?:{_INSTRUCTION.pattern})[^\"\n]{{0,2000}}\"", re.IGNORECASE)
 _QUOTED = re.compile(rf"({_STATUS_KEY})?(\"[^\"\n]{{0,2000}}\"|(?<![\w])'[^'\n]{{0,2000}}'(?!\w))")
 
 
@@ -388,8 +441,11 @@ def _status_text(symptoms: Symptoms) -> str:
     if len(error) > STATUS_LIMIT:
         error = f"{error[: STATUS_LIMIT // 2]}\n{error[-STATUS_LIMIT // 2 :]}"
     text = f"{symptoms.state_message}\n{error}"
+    if '="' in text or ': "' in text:
+        text = _VALUE_OF_LINES.sub(r'\1…"', text)
     lines = text.split("\n")
     if _INSTRUCTION.search(text):
+        lines = [_QUOTED_INSTRUCTION.sub("", line) for line in lines]
         lines = [line for line in lines if not _INSTRUCTION.search(line)]
     return "\n".join(_status_part(line) for line in lines if not line.startswith(_OWN_WORDS))
 
@@ -402,7 +458,7 @@ def _sentences(status: str) -> str:
     return "\n".join(sentence[:LONGEST_SENTENCE] for sentence in _SENTENCE_END.sub("\n", status).split("\n"))
 
 
-_OWN_WORDS = ("\tat ", "    at ", '  File "', "print", "stdout", "echo ", ">>> ", "|")
+_OWN_WORDS = ("-- ", "\tat ", "    at ", '  File "', "print", "stdout", "echo ", ">>> ", "|")
 """How lines begin that a stack trace or the job itself wrote."""
 
 
@@ -410,7 +466,7 @@ def _status_part(line: str) -> str:
     head = line[:160]
     has_quotes = '"' in line or "'" in line
     has_level = "INFO" in head or "WARN" in head or "DEBUG" in head
-    if not (has_quotes or has_level) or _PLATFORM_RECORD.search(head):
+    if not (has_quotes or has_level) or _PLATFORM_RECORD.search(_QUOTED_WORDS.sub(" ", head)):
         return line
     if has_level and _LOW_LEVEL.search(head):
         return ""

@@ -200,6 +200,8 @@ ANOTHER_CAUSE = [
     ("TypeError: unsupported operand type(s) for +: 'int' and 'str'", "TypeError: unsupported operand type(s) for -: 'int' and 'str'"),
     ("AnalysisException: Column 'a1' does not exist", "AnalysisException: Column 'a2' does not exist"),
     ('exit code 137', 'exit code 1'),
+    ("smtplib.SMTPAuthenticationError: (535, b'5.7.8 Error: authentication failed')\nserver smtp.a.example:587", "smtplib.SMTPAuthenticationError: (535, b'5.7.8 Error: authentication failed')\nserver smtp.b.example:587"),
+    ('SparkException: [DELTA_MULTIPLE_SOURCE_ROW_MATCHING_TARGET_ROW_IN_MERGE] Cannot perform Merge\nMERGE INTO main.a.orders t USING s', 'SparkException: [DELTA_MULTIPLE_SOURCE_ROW_MATCHING_TARGET_ROW_IN_MERGE] Cannot perform Merge\nMERGE INTO main.a.items t USING s'),
     ('ORA-01017: invalid username/password; logon denied', 'ORA-12541: TNS:no listener'),
     ('Secret does not exist with scope: a and key: k1', 'Secret does not exist with scope: a and key: k2'),
     ("Error: job 'x' failed: dbt model stg_orders failed test not_null", "Error: job 'x' failed: dbt model stg_orders failed test unique"),
@@ -212,6 +214,46 @@ ANOTHER_CAUSE = [
     ('pip: No matching distribution found for foo==1.2.3', 'pip: No matching distribution found for bar==1.2.3'),
     ("Task load_a failed: KeyError: 'x'", "Task load_a failed: KeyError: 'y'"),
 ]  # fmt: skip
+
+
+CARRIERS = [
+    "Task load_9 failed with message: {}",
+    "Task load_9 failed: {}",
+    "Run 99182 failed with error message\n {}",
+    "Run result unavailable: run failed with error message\n{}",
+    "Workload failed, see run output for details\n{}",
+    "com.databricks.WorkflowException: com.databricks.NotebookExecutionException: FAILED: {}",
+    "{}\n[RequestId=5f3a9c1e-0000-4b52-9f5c-f2a4a4e5b8f1 ErrorClass=INVALID_PARAMETER_VALUE]",
+]
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "KeyError: 'sku'",
+        "Could not reach driver of cluster 1123-221784-iu1ksxj4.",
+        "PERMISSION_DENIED: User does not have USE SCHEMA on Schema 'main.hr'.",
+        "[TABLE_OR_VIEW_NOT_FOUND] The table or view `a`.`b` cannot be found. SQLSTATE: 42P01",
+        "exit code 137",
+    ],
+)
+def test_what_a_run_puts_around_an_error_is_not_its_cause(cause: str, carrier: str) -> None:
+    assert _fingerprint(carrier.format(cause)) == _fingerprint(cause)
+
+
+def test_columns_of_a_schema_dump_and_a_package_after_advice_tell_causes_apart() -> None:
+    schema = (
+        "AnalysisException: A schema mismatch detected when writing to the Delta table.\nTable schema:\nroot\n"
+        "-- id: long (nullable = true)\n\nData schema:\nroot\n-- id: long (nullable = true)\n-- {}: string (nullable = true)"
+    )
+    package = (
+        "Library installation failed. Please refer to the following error message to fix the library. Error code: "
+        "DRIVER_LIBRARY_INSTALLATION_FAILURE. Error message: pip install '{}==1.2' exited with code 1"
+    )
+    for text in (schema, package):
+        assert _fingerprint(text.format("acme_core")) != _fingerprint(text.format("acme_metrics"))
+        assert _fingerprint(text.format("acme_core")) == _fingerprint(text.format("acme_core"))
 
 
 @pytest.mark.parametrize(("one", "other"), TOLD_OTHERWISE)

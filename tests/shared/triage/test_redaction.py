@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.domain import Symptoms
+from shared.triage.evidence import collect
 from shared.triage.redaction import redact
 
 type Generator = Callable[[random.Random], str]
@@ -123,6 +125,23 @@ KINDS: dict[str, tuple[str, Generator]] = {
     "vault": ("VAULT_TOKEN={}", _joined("hvs.", _of(URL_SAFE, 90))),
     "dbt": ("DBT_CLOUD_TOKEN={}", _joined("dbtc_", _of(ALPHANUMERIC, 40))),
     "sql-identified": ("CREATE USER etl IDENTIFIED BY '{}'", PASSWORD),
+    "odbc-braces": ("Driver={{ODBC Driver 18}};Server=tcp:sales.example;Uid=etl;Pwd={{{}}};Encrypt=yes", _joined(_of(ALPHANUMERIC, 6), "}}", _of(ALPHANUMERIC, 8))),
+    "digest": ('Authorization: Digest username="etl", realm="api", nonce="ab12cd34", uri="/v2", response="{}"', _of(HEX, 32)),
+    "pgpass": ("/root/.pgpass line 2: crm-db.internal:5432:crm:etl:{}", _of(ALPHANUMERIC, 16)),
+    "htpasswd": ("etl:{{SHA}}{}", _joined(_of(BASE64, 27), "=")),
+    "okta": ("Authorization: SSWS {}", _joined("00", _of(URL_SAFE, 40))),
+    "affinity": ("retrying with ARRAffinity={}", _of(HEX, 64)),
+    "google-key-id": ('"private_key_id": "{}"', _of(HEX, 40)),
+    "kubeconfig": ("client-key-data: {}", _of(BASE64, 160)),
+    "xml-attribute": ('<add key="SslKeystorePassword" value="{}" />', PASSWORD),
+    "json-pair": ('{{"name": "DB_PASSWORD", "value": "{}"}}', PASSWORD),
+    "nested-json": ('{{"tokens": {{"refresh": "{}"}}}}', _of(URL_SAFE, 48)),
+    "argument-list": ("Command '['load.py', '--sas-token', '{}', '--full']' returned 2", _of(ALPHANUMERIC, 40)),
+    "sas-list": ("'--sas-token', 'sv=2024-11-04&ss=b&sp=rl&sig=/{}'", KEY_32),
+    "ldap": ("ldapsearch -x -D cn=etl -w {} -b dc=corp", _of(ALPHANUMERIC, 14)),
+    "email-of-url": ("smtp://j.doe%40corp.example:{}@smtp.corp.example:587", _of(ALPHANUMERIC, 14)),
+    "email-in-path": ("could not open /Workspace/Users/{}/load", _joined("j.", _of(string.ascii_lowercase + "1", 7), "@contoso.example")),
+    "ssh-comment": ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "X1O0dE43" * 5 + " {}", _joined("j.", _of(string.ascii_lowercase + "1", 7), "@laptop-38")),
     "email": ("owner is {} since May", _joined("j.", _of(string.ascii_lowercase + "1", 7), "@contoso.example")),
     "ipv4": ("Lost executor 4 on {}: Command exited", lambda rng: f"10.{rng.randrange(256)}.{rng.randrange(256)}.{rng.randrange(1, 255)}"),
     "ipv6": ("peer [{}]:443 closed", lambda rng: "2001:db8:" + ":".join(f"{rng.randrange(4096, 65535):x}" for _ in range(6))),
@@ -238,6 +257,11 @@ READABLE = [
     "File \"/Workspace/Repos/etl/load.py\", line 9, in <module>",
     "[DELTA_CONCURRENT_APPEND.ROW_LEVEL_CHANGES] SQLSTATE: 2D521 in `main`.`silver`.`orders`",
     "Databricks Runtime version 13.3.x, driver version 10.4.0.1, jar ojdbc8-12.2.0.1.jar, pip install foo==1.2.3.4",
+    "ParseException: mismatched token=Identifier123, unexpected token=WhiteSpace2",
+    "sessionId=7eb69b07-a020-4954-9630-785bf5b01d1d",
+    "could not open s3://bucket/icons/logo@2x.png",
+    "exit code 137\n[RequestId=5f3a9c1e-0000-4b52-9f5c-f2a4a4e5b8f1 ErrorClass=INTERNAL_ERROR]",
+    "grant_type=client_credentials\nModuleNotFoundError: No module named 'h3'",
     "FATAL: password authentication failed for user \"etl\"",
     "the token expired; access token is missing; invalid token: please log in again",
     "JWT token is invalid. Bearer token was not given. Basic authentication failed",
@@ -283,6 +307,31 @@ def test_addresses_are_told_from_versions(text: str) -> None:
 @pytest.mark.parametrize("line", READABLE)
 def test_what_is_no_secret_stays_readable(line: str) -> None:
     assert redact(line) == line
+
+
+@pytest.mark.parametrize("indent", ["", "    "])
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_secret_in_a_hard_wrapped_record_never_leaves(width: int, indent: str) -> None:
+    rng = random.Random(20261124)
+    for kind, (text, generate) in KINDS.items():
+        secret = generate(rng)
+        record = (
+            f"2026-11-20 03:14:07,112 INFO Loader: {'step ' * rng.randrange(18)}Opening {text.format(secret)} for it"
+        )
+        parts = [record[:width]]
+        for start in range(width, len(record), width - len(indent)):
+            parts.append(indent + record[start : start + width - len(indent)])
+        leaving = collect(Symptoms(logs="\n".join((*parts, "KeyError: 'sku'")))).text
+
+        assert not leaked(secret, redact("\n".join(parts))), kind
+        assert not leaked(secret, leaving), kind
+        assert "KeyError: 'sku'" in leaving
+
+
+def test_the_host_after_a_password_stays() -> None:
+    url = "jdbc:mysql://etl:{}@crm-db.corp.example:3306/crm"
+
+    assert redact(url.format(_of(ALPHANUMERIC, 14)(random.Random(3)))) == url.format("[redacted:password]")
 
 
 def test_only_the_value_goes() -> None:

@@ -118,7 +118,7 @@ def run_backtest(settings: Settings, days: int, max_runs: int, now: datetime) ->
     Calls: one per 25 runs that ended, and per failed run one, one more per failed task and two more per cluster.
     """
     began = time.monotonic()
-    past, engine = PastRuns(settings), bootstrap.engine(settings)
+    past, engine = bootstrap.past_runs(settings), bootstrap.engine(settings)
     jobs = frozenset(map(int, settings.job_ids))
     ended: list[EndedRun] = []
     for workspace in past.workspaces:

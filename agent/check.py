@@ -1,6 +1,6 @@
-"""`agent check`: each connection in turn, what is missing, and what to do about it."""
+"""`agent check`: each connection and right in turn, what is missing, and the command that mends it."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,9 +9,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from agent import output
 from agent.output import ExitCode, exit_code_of, messages, print_json, print_table, reported_errors
 from shared import bootstrap
-from shared.errors import AgentError, ConfigurationError
+from shared.bootstrap import Connection
+from shared.databricks_rights import MissingRightsError
+from shared.errors import AgentError, ConfigurationError, NotAuthorisedError, StoreNotAuthorisedError
+from shared.role_commands import permission_commands, where_to_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,31 +34,47 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="One JSON object 
     with reported_errors(as_json=as_json):
         settings = bootstrap.current_settings(Path(".env"))
     results = []
-    for name, attempt, fix in bootstrap.connections(settings):
-        with messages.status(f"Checking {name} …"):
-            results.append(result_of(name, attempt, fix))
+    with messages.status("Checking …") as status:
+        for connection in bootstrap.connections(settings, status.update):
+            status.update(f"Checking {connection.name} …")
+            results.append(result_of(connection))
     if as_json:
         shown = [{key: value for key, value in asdict(r).items() if key != "code"} for r in results]
         print_json({"checks": shown})
     else:
-        table = Table("", "Connection", "Detail", "What to do")
-        for result in results:
-            table.add_row(
-                "[green]ok[/green]" if result.ok else "[red]no[/red]",
-                result.name,
-                escape(result.detail),
-                escape(result.fix),
-            )
-        print_table(table)
+        print_results(results)
     raise typer.Exit(min((r.code for r in results if not r.ok), default=ExitCode.AS_EXPECTED))
 
 
-def result_of(name: str, attempt: Callable[[], str], fix: str) -> CheckResult:
+def result_of(connection: Connection) -> CheckResult:
+    """Make the attempt."""
     try:
-        return CheckResult(name, True, attempt(), "", ExitCode.AS_EXPECTED)
-    except ConfigurationError as error:
-        return CheckResult(
-            name, False, str(error), f"set {', '.join(error.names)}" if error.names else fix, exit_code_of(error)
-        )
+        return CheckResult(connection.name, True, connection.attempt(), "", ExitCode.AS_EXPECTED)
     except AgentError as error:
-        return CheckResult(name, False, str(error), fix, exit_code_of(error))
+        return CheckResult(connection.name, False, str(error), fix_of(error, connection), exit_code_of(error))
+
+
+def fix_of(error: AgentError, connection: Connection) -> str:
+    """What to type, or to look at, after an attempt that failed."""
+    match error:
+        case ConfigurationError() if error.names:
+            return where_to_set(error.names)
+        case MissingRightsError():
+            return permission_commands(error.principal, error.missing, host=error.host)
+        case NotAuthorisedError() | StoreNotAuthorisedError():
+            return connection.where_refused
+        case _:
+            return connection.where_unreachable
+
+
+def print_results(results: Sequence[CheckResult]) -> None:
+    """A table, and below it what to do about each that failed: whole lines, since they are there to be copied."""
+    table = Table("", "Connection", "Detail")
+    for result in results:
+        mark = "[green]ok[/green]" if result.ok else "[red]no[/red]"
+        table.add_row(mark, result.name, escape(result.detail))
+    print_table(table)
+    for result in results:
+        if result.fix:
+            output.results.print(f"\n[bold]{result.name}[/bold]")
+            output.results.print(result.fix, markup=False, highlight=False, soft_wrap=True)

@@ -12,7 +12,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from shared.errors import AgentError, ConfigurationError, NotAuthorisedError, TransientError
+from shared.errors import (
+    AgentError,
+    ConfigurationError,
+    NotAuthorisedError,
+    StoreNotAuthorisedError,
+    TransientError,
+)
 
 WIDTH_WHERE_NOBODY_LOOKS = 150
 """Columns of a table that goes to a file or a pipe; a terminal is asked for its own width."""
@@ -42,7 +48,7 @@ def print_table(table: Table) -> None:
 
 def exit_code_of(error: AgentError) -> ExitCode:
     """Settings and rights are the caller's to mend (2); a service that does not answer is not (3)."""
-    if isinstance(error, ConfigurationError | NotAuthorisedError):
+    if isinstance(error, ConfigurationError | NotAuthorisedError | StoreNotAuthorisedError):
         return ExitCode.USAGE_OR_SETTINGS
     return ExitCode.UNREACHABLE if isinstance(error, TransientError) else ExitCode.EXPECTATION_FAILED
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from shared.delivery import Envelope
 
 
-def envelope_of(queue: str, message: func.ServiceBusMessage) -> "Envelope":
+def envelope_of(queue: str, message: func.ServiceBusMessage, context: func.Context) -> "Envelope":
     from shared.delivery import Envelope
 
     return Envelope(
@@ -17,4 +17,5 @@ def envelope_of(queue: str, message: func.ServiceBusMessage) -> "Envelope":
         message_id=message.message_id or "",
         delivery_count=message.delivery_count or 0,
         properties=dict(message.application_properties or {}),
+        host_traceparent=context.trace_context.trace_parent or "",
     )

@@ -1,5 +1,5 @@
 // Everything that the agent needs in Azure, in a resource group of its own. `azd up` deploys it and then the app.
-// Databricks is not touched: docs/runbook.md says how its workspace lets the identity in.
+// Databricks is not touched: docs/databricks_access.md says how its workspace lets the identity in.
 targetScope = 'subscription'
 
 // --- Where, and for which workspace

@@ -11,11 +11,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from shared import deadline, telemetry
 from shared.errors import (
     AgentError,
     ConfigurationError,
-    NotAuthorisedError,
-    PermanentError,
+    StoreNotAuthorisedError,
+    StoreRefusedError,
     ThrottledError,
     TransientError,
 )
@@ -50,16 +51,18 @@ class ServiceBusActionQueues:
         """Send all, in as few batches as they fit in (256 KB each in the Standard tier).
 
         Raises TransientError or ThrottledError where the service cannot take them now; a part may have been accepted.
-        PermanentError where a message is too large, NotAuthorisedError, ConfigurationError where there is no such
-        queue.
+        StoreRefusedError where a message is too large, StoreNotAuthorisedError, ConfigurationError where there is no
+        such queue.
         """
         if not messages:
             return
-        with self._lock, translated_errors(queue):
+        ids = [message.message_id for message in messages]
+        with telemetry.sending(queue, ids), self._lock, translated_errors(queue):
+            deadline.bounded(SEND_SECONDS)  # may it still begin, after waiting for its turn?
             try:
                 sender = self._sender(queue)
                 for batch in batches(sender, messages):
-                    sender.send_messages(batch, timeout=SEND_SECONDS)
+                    sender.send_messages(batch, timeout=deadline.bounded(SEND_SECONDS))
             except BaseException:
                 self._discard(queue)
                 raise
@@ -123,7 +126,7 @@ class ServiceBusActionQueues:
 
 
 def batches(sender: "ServiceBusSender", messages: Sequence[OutgoingMessage]) -> "Iterator[ServiceBusMessageBatch]":
-    """All messages in their order, in as few batches as they fit in. PermanentError for one that fits in none."""
+    """All messages in their order, in as few batches as they fit in. StoreRefusedError for one that fits in none."""
     batch = sender.create_message_batch()
     for message in messages:
         if added(batch, message):
@@ -132,7 +135,7 @@ def batches(sender: "ServiceBusSender", messages: Sequence[OutgoingMessage]) -> 
             yield batch
             batch = sender.create_message_batch()
         if not added(batch, message):
-            raise PermanentError(
+            raise StoreRefusedError(
                 f"message {message.message_id} is larger than a queue takes ({batch.max_size_in_bytes} bytes)"
             )
     yield batch
@@ -143,8 +146,11 @@ def added(batch: "ServiceBusMessageBatch", message: OutgoingMessage) -> bool:
     from azure.servicebus import ServiceBusMessage
     from azure.servicebus.exceptions import MessageSizeExceededError
 
+    # A copy keeps the trace of its original. Names are bytes, as the client's own tracing has them: it adds what it
+    # does not find, and a name that is text would then be in the message twice, which AMQP forbids.
+    named = {**telemetry.trace_properties(), **message.properties}
     properties: dict[str | bytes, int | float | bytes | bool | str | UUID] = {}
-    properties.update(message.properties)
+    properties.update({name.encode(): value for name, value in named.items()})
     content = ServiceBusMessage(
         message.body,
         message_id=message.message_id,
@@ -185,11 +191,11 @@ def translated(error: "AzureError", queue: str) -> AgentError:
             | service_bus.ServiceBusError(inner_exception=ClientAuthenticationError())
             | ClientAuthenticationError()
         ):
-            return NotAuthorisedError(
+            return StoreNotAuthorisedError(
                 f"the identity may not send to queue {queue} ({name}): give it the role Azure Service Bus Data Sender"
             )
         case service_bus.MessageSizeExceededError():
-            return PermanentError(f"queue {queue} refused a message because of its size")
+            return StoreRefusedError(f"queue {queue} refused a message because of its size")
         case service_bus.ServiceBusServerBusyError():
             return ThrottledError(f"Service Bus is too busy to take messages for queue {queue}")
         case _:

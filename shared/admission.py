@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from shared import telemetry
 from shared.errors import ConflictError
 from shared.ports import DecisionHistory
 from shared.settings import Settings
@@ -47,6 +48,8 @@ class Admission:
             if not isinstance(answer, Safeguards):
                 return answer
             if self._saved(state, answer):
+                if answer != state:
+                    telemetry.spend_reserved(workspace, wanted.hours)
                 return None
         raise ConflictError(f"workspace {workspace}: the safeguards change too often")
 
@@ -64,6 +67,7 @@ class Admission:
             self._history.save_safeguards(replace(after, write_guid=self._guid()))
         except ConflictError:
             return False
+        telemetry.breakers_open(after.workspace, sum(b.opened_at is not None for b in after.breakers.values()))
         return True
 
 

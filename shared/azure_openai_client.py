@@ -9,16 +9,15 @@ the service asks, and that time belongs to the queue and not to a sleeping funct
 
 import hashlib
 import json
-import logging
-import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared import deadline, telemetry
 from shared.domain import Category, Change, ChangeKind, DecisionKind, Diagnosis, Evidence, Json
 from shared.errors import (
     AgentError,
@@ -27,6 +26,7 @@ from shared.errors import (
     PermanentError,
     ThrottledError,
     TransientError,
+    retry_after_of,
 )
 from shared.settings import Settings
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from httpx2 import Response
     from openai import OpenAI
 
-logger = logging.getLogger(__name__)
+logger = telemetry.logger(__name__)
 
 PROMPTS = Path(__file__).parent / "prompts"
 PROMPT = "diagnose.v1.md"
@@ -93,33 +93,42 @@ class AzureOpenAIClient:
         self._lock = threading.Lock()
         self._client_or_none: OpenAI | None = None
 
-    def diagnose(self, evidence: Evidence, *, facts: Mapping[str, str], by_rules: Diagnosis) -> Diagnosis | None:
+    def diagnose(self, evidence: Evidence, *, facts: Mapping[str, str]) -> Diagnosis | None:
         """What the model makes of the evidence; None where its answer is refused, filtered, cut off or unquoted."""
         if not self._settings.azure_openai_endpoint:
             return None
-        with translated("diagnosis"):
-            try:
-                completion: object = self._client().chat.completions.create(
-                    model=self._settings.azure_openai_deployment,
-                    messages=[
-                        {"role": "system", "content": prompt(PROMPT)},
-                        {"role": "user", "content": question(evidence, facts)},
-                    ],
-                    response_format={
-                        "type": "json_schema",
-                        "json_schema": {"name": "diagnosis", "strict": True, "schema": answer_schema()},
-                    },
-                    max_completion_tokens=MAX_ANSWER_TOKENS,
-                )
-            except json.JSONDecodeError:
-                completion = None
-            except Exception as error:
-                if is_filtered(error):
-                    logger.info("the model's filter refused the evidence")
-                    return None
-                raise
+        model = self._settings.azure_openai_deployment
+        with translated("diagnosis"), telemetry.asking_model(model, max_tokens=MAX_ANSWER_TOKENS) as call:
+            completion = self._completion(evidence, facts)
+            note_completion(call, completion)
         content = content_of(completion)
         return checked(content, evidence) if content else None
+
+    def _completion(self, evidence: Evidence, facts: Mapping[str, str]) -> object:
+        """What the service answered, whatever it is; None where it is no JSON or the filter refused the evidence."""
+        settings = self._settings
+        seconds = settings.azure_openai_timeout_seconds
+        try:
+            return self._client().chat.completions.create(
+                model=settings.azure_openai_deployment,
+                messages=[
+                    {"role": "system", "content": prompt(PROMPT)},
+                    {"role": "user", "content": question(evidence, facts)},
+                ],
+                response_format={
+                    "type": "json_schema",
+                    "json_schema": {"name": "diagnosis", "strict": True, "schema": answer_schema()},
+                },
+                max_completion_tokens=MAX_ANSWER_TOKENS,
+                timeout=deadline.bounded(seconds, tries=1 + settings.azure_openai_max_retries),
+            )
+        except json.JSONDecodeError:
+            return None
+        except Exception as error:
+            if is_filtered(error):
+                logger.info("the model's filter refused the evidence")
+                return None
+            raise
 
     def check(self) -> None:
         """Raise where the endpoint cannot be reached, the identity is refused, or settings are missing."""
@@ -214,6 +223,20 @@ def question(evidence: Evidence, facts: Mapping[str, str]) -> str:
     return "\n".join(["Facts (trusted):", *lines, "", f"BEGIN EVIDENCE {mark}", excerpt, f"END EVIDENCE {mark}"])
 
 
+def note_completion(call: telemetry.ModelCall, completion: object) -> None:
+    """Tell the telemetry what the answer says about itself; a part that is missing or odd is left out."""
+    match completion:
+        case object(model=str(model), usage=object(prompt_tokens=int(read), completion_tokens=int(written))):
+            call.response_model, call.input_tokens, call.output_tokens = model, read, written
+        case _:
+            pass
+    match completion:
+        case object(choices=[object(finish_reason=str(reason)), *_]):
+            call.finish_reasons = (reason,)
+        case _:
+            pass
+
+
 def content_of(completion: object) -> str | None:
     """The text of a finished answer; None where it was refused, filtered, cut off, or is no completion at all."""
     match completion:
@@ -306,7 +329,9 @@ def from_vendor(what: str, error: Exception) -> AgentError:
 
     match error:
         case openai.RateLimitError():
-            return ThrottledError(f"{what}: the model is rate-limited", retry_after_seconds=retry_after(error))
+            return ThrottledError(
+                f"{what}: the model is rate-limited", retry_after_seconds=retry_after_of(error.response)
+            )
         case openai.AuthenticationError() | openai.PermissionDeniedError():
             return NotAuthorisedError(f"{what}: Azure OpenAI refused the identity")
         case openai.NotFoundError():
@@ -319,12 +344,3 @@ def from_vendor(what: str, error: Exception) -> AgentError:
             return PermanentError(f"{what}: Azure OpenAI answered {error.status_code} ({error.code or 'no code'})")
         case _:
             return PermanentError(f"{what}: {type(error).__name__}")
-
-
-def retry_after(error: Any) -> float | None:  # noqa: ANN401 - openai.RateLimitError, lazily imported
-    """The seconds of its Retry-After header, or None where there is none that is a number of seconds."""
-    try:
-        seconds = float(error.response.headers["retry-after"])
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return None
-    return seconds if 0 <= seconds < math.inf else None

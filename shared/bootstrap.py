@@ -2,7 +2,9 @@
 
 import logging
 import os
+import re
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,14 +15,17 @@ from shared import schedules
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from shared.auditing import Auditing
     from shared.azure_openai_client import AzureOpenAIClient
     from shared.databricks_agent import DatabricksAgent
     from shared.databricks_connector import DatabricksConnector
     from shared.decision_history import TableDecisionHistory
     from shared.delivery import MessageDelivery
     from shared.error_decision_engine import ErrorDecisionEngine
+    from shared.past_runs import PastRuns
     from shared.ports import DecisionHistory
     from shared.settings import Settings
+    from shared.timers import Timers
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +43,21 @@ REQUIRED_BY_APP: tuple[tuple[str, ...], ...] = (
 
 NO_LONGER_USED = ("SMTP_SERVER", "SENDER_PASSWORD")
 
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "DEFAULT_MODE": ("off", "observe", "retry", "full"),
+    "AI_MODE": ("always", "unsure", "never"),
+}
+SCHEDULES = ("FIND_FAILURES_SCHEDULE", "FOLLOW_UP_SCHEDULE", "AUDIT_SCHEDULE")
+SCHEDULE = re.compile(r"[0-9A-Za-z*,/-]+( [0-9A-Za-z*,/-]+){5}")
+
+WHERE_TO_SET = (
+    "Set them as app settings of the function app (Azure portal: Settings, Environment variables; or the parameters of "
+    "infra/), on this machine under Values in local.settings.json."
+)
+
+SET_BY_HOSTS = ("WEBSITE_SITE_NAME", "AZURE_FUNCTIONS_ENVIRONMENT")
+"""One of these is set wherever a Functions host runs the app: in Azure, by Core Tools and by the local host."""
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -45,6 +65,9 @@ class Services:
 
     agent: "DatabricksAgent"
     delivery: "MessageDelivery"
+    timers: "Timers"
+    auditing: "Auditing"
+    runs: "DatabricksConnector"
     history: "DecisionHistory"
     settings: "Settings"
 
@@ -62,17 +85,56 @@ def follow_up_schedule() -> str:
     return schedule("FOLLOW_UP_SCHEDULE", schedules.FOLLOW_UP)
 
 
+def audit_schedule() -> str:
+    return schedule("AUDIT_SCHEDULE", schedules.AUDIT)
+
+
 def missing_settings() -> tuple[str, ...]:
     """The settings that the function app lacks, alternatives joined by `or`. Reads the environment alone."""
     return tuple(" or ".join(group) for group in REQUIRED_BY_APP if not any(os.environ.get(name) for name in group))
 
 
+def plainly_wrong_settings() -> dict[str, str]:
+    """What is wrong with which settings, as far as it can be seen without importing their definition.
+
+    That import would more than double the time of indexing; the rest is checked before the first step.
+    """
+    wrong = {}
+    for name, choices in CHOICES.items():
+        if (value := os.environ.get(name)) and value not in choices:
+            wrong[name] = f"must be one of {', '.join(choices)}"
+    for name in SCHEDULES:
+        if (value := os.environ.get(name)) and not SCHEDULE.fullmatch(value):
+            wrong[name] = "must have six fields: seconds, minutes, hours, days, months, days of the week"
+    return wrong
+
+
 def report_at_start() -> None:
-    """Say in the log, while the app is indexed, what will not work, so that nobody has to wait for a failure."""
-    if missing := missing_settings():
-        logger.error("missing settings: %s", "; ".join(missing))
+    """Stop the app, while a host is indexing it, with one message that names every setting that is missing or wrong.
+
+    Raises ConfigurationError. Where no host is about to run the app (it is only being looked at), it is logged.
+    """
+    from shared.errors import ConfigurationError
+
     if unused := [name for name in NO_LONGER_USED if os.environ.get(name)]:
         logger.warning("no longer used, mail goes through ACS_ENDPOINT: %s", ", ".join(unused))
+    missing, wrong = missing_settings(), plainly_wrong_settings()
+    problems = missing_text(missing)
+    if wrong:
+        problems.append(f"wrong settings: {'; '.join(f'{name}: {why}' for name, why in wrong.items())}")
+    if problems and any(os.environ.get(name) for name in SET_BY_HOSTS):
+        raise ConfigurationError(for_people(problems), names=(*missing, *wrong))
+    if problems:
+        logger.error("%s", for_people(problems))
+
+
+def missing_text(missing: Sequence[str]) -> list[str]:
+    return [f"missing settings: {'; '.join(missing)}"] if missing else []
+
+
+def for_people(problems: Sequence[str]) -> str:
+    """One message: every setting with what is wrong with it, and where to set it. Never a value."""
+    return f"{'. '.join(problems)}. {WHERE_TO_SET}"
 
 
 def current_settings(env_file: Path | None = None) -> "Settings":
@@ -83,23 +145,34 @@ def current_settings(env_file: Path | None = None) -> "Settings":
 
 
 def services() -> Services:
-    """The function app's parts, built once. Raises ConfigurationError that names every missing setting."""
+    """The function app's parts, built once. Raises ConfigurationError that names every missing or wrong setting."""
     with _lock:
         return _services()
 
 
 @cache
 def _services() -> Services:
+    from shared.databricks_api import check_access
     from shared.errors import ConfigurationError
 
-    if missing := missing_settings():
-        raise ConfigurationError(f"missing settings: {'; '.join(missing)}", names=missing)
-    return build(current_settings())
+    missing = missing_settings()
+    problems, names = missing_text(missing), list(missing)
+    try:
+        settings = current_settings()
+        if not missing:
+            check_access(settings)
+    except ConfigurationError as error:
+        problems.append(str(error))
+        names += error.names
+    if problems:
+        raise ConfigurationError(for_people(problems), names=tuple(names))
+    return build(settings)
 
 
 def build(settings: "Settings") -> Services:
     """All parts for the given settings; clients connect on first use."""
     from shared.action_queues import ServiceBusActionQueues
+    from shared.auditing import Auditing
     from shared.databricks_agent import DatabricksAgent, new_guid, utc_now
     from shared.databricks_connector import DatabricksConnector
     from shared.decision_history import TableDecisionHistory
@@ -107,14 +180,16 @@ def build(settings: "Settings") -> Services:
     from shared.email_notifier import EmailNotifier
     from shared.error_decision_engine import ErrorDecisionEngine
     from shared.learning import Learning
+    from shared.timers import Timers
 
     history = TableDecisionHistory(settings)
     queues = ServiceBusActionQueues(settings)
     openai = openai_client(settings)
     learning = Learning(history, settings, utc_now, new_guid)
+    runs = DatabricksConnector(settings)
     agent = DatabricksAgent(
         openai,
-        DatabricksConnector(settings),
+        runs,
         EmailNotifier(settings),
         ErrorDecisionEngine(openai, settings=settings, learning=learning),
         settings=settings,
@@ -122,7 +197,8 @@ def build(settings: "Settings") -> Services:
         queues=queues,
     )
     delivery = MessageDelivery(agent, queues=queues, history=history, settings=settings)
-    return Services(agent, delivery, history, settings)
+    auditing = Auditing(runs, history, settings, utc_now)
+    return Services(agent, delivery, Timers(agent, auditing, settings), auditing, runs, history, settings)
 
 
 def openai_client(settings: "Settings") -> "AzureOpenAIClient | None":
@@ -158,6 +234,13 @@ def engine(settings: "Settings") -> "ErrorDecisionEngine":
     return ErrorDecisionEngine(openai_client(settings), settings=settings)
 
 
+def past_runs(settings: "Settings") -> "PastRuns":
+    """Runs that ended in the last weeks, read only."""
+    from shared.past_runs import PastRuns
+
+    return PastRuns(settings)
+
+
 def history(settings: "Settings") -> "TableDecisionHistory":
     """The history alone."""
     from shared.decision_history import TableDecisionHistory
@@ -172,8 +255,22 @@ def workspaces(settings: "Settings") -> tuple[str, ...]:
     return DatabricksConnector(settings).workspaces
 
 
-def connections(settings: "Settings") -> "Iterator[tuple[str, Callable[[], str], str]]":
-    """Name, attempt and advice for every connection of the function app. An attempt says what it found, or raises."""
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One connection of the function app.
+
+    `attempt` says what it found, or raises. What to do where it was refused, and where it does not answer as it should.
+    """
+
+    name: str
+    attempt: "Callable[[], str]"
+    where_refused: str
+    where_unreachable: str
+
+
+def connections(settings: "Settings", progress: "Callable[[str], object]") -> "Iterator[Connection]":
+    """Every connection of the function app; `progress` is told how far an attempt of many calls is."""
+    from shared import role_commands
     from shared.action_queues import ServiceBusActionQueues
     from shared.databricks_connector import DatabricksConnector
     from shared.email_notifier import EmailNotifier
@@ -206,11 +303,40 @@ def connections(settings: "Settings") -> "Iterator[tuple[str, Callable[[], str],
         client.check()
         return f"deployment {settings.azure_openai_deployment}"
 
-    yield "Databricks", databricks, "check DATABRICKS_HOST, and that the identity may view the jobs"
-    yield "Service Bus", queues, "check the namespace, and that the identity is Data Sender and Data Receiver"
-    yield "Tables", tables, "check the account, and that the identity is Storage Table Data Contributor"
-    yield "E-mail", email, "check ACS_ENDPOINT and the sender's domain, and the identity's role"
-    yield "Azure OpenAI", model, "check the endpoint and the deployment, and that the identity is OpenAI User"
+    refused = role_commands.databricks_sign_in(settings)
+    unreachable = role_commands.databricks_unreachable(settings)
+    yield Connection("Databricks", databricks, refused, unreachable)
+    for name, attempt in rights_attempts(settings, progress):
+        yield Connection(name, attempt, refused, unreachable)
+    for name, attempt, service in (
+        ("Service Bus", queues, role_commands.SERVICE_BUS),
+        ("Tables", tables, role_commands.TABLES),
+        ("E-mail", email, role_commands.EMAIL),
+        ("Azure OpenAI", model, role_commands.MODEL),
+    ):
+        assignments = role_commands.role_assignments(service, settings)
+        yield Connection(name, attempt, assignments, role_commands.unreachable(service, settings))
+
+
+def rights_attempts(
+    settings: "Settings", progress: "Callable[[str], object]"
+) -> "Iterator[tuple[str, Callable[[], str]]]":
+    """For each workspace a name and what asks it for our rights; none where the settings do not let us sign in."""
+    import time
+    from functools import partial
+
+    from shared.databricks_api import WorkspaceApi, check_access
+    from shared.databricks_rights import check_rights
+    from shared.errors import ConfigurationError
+
+    try:
+        check_access(settings)
+    except ConfigurationError:
+        return  # the attempt to connect to Databricks says so
+    for host in settings.databricks_host:
+        api = WorkspaceApi(host, settings, None, time)
+        name = "Databricks rights" if len(settings.databricks_host) == 1 else f"Databricks rights in {api.name}"
+        yield name, partial(check_rights, api, settings, progress)
 
 
 def health() -> dict[str, object]:
@@ -220,6 +346,7 @@ def health() -> dict[str, object]:
     try:
         parts = services()
         pause = parts.history.read_pause()
+        audits = {workspace: audit_report(parts.auditing, workspace) for workspace in parts.runs.workspaces}
     except AgentError as error:
         return {"ok": False, "problem": str(error)}
     return {
@@ -228,4 +355,11 @@ def health() -> dict[str, object]:
         "mode": str(parts.settings.default_mode),
         "dry_run": parts.settings.dry_run,
         "workspaces": len(parts.settings.databricks_host),
+        "audits": audits,
     }
+
+
+def audit_report(auditing: "Auditing", workspace: str) -> dict[str, object] | None:
+    """When the workspace was last audited and what was counted; None where it was not within two days."""
+    latest = auditing.latest(workspace)
+    return {"at": latest.at.isoformat(), **latest.details} if latest else None

@@ -83,7 +83,7 @@ class DatabricksAgent:
         self._guid = guid
         self._steps_or_none: Steps | None = None
         if history is not None and queues is not None:
-            self._steps_or_none = self._steps_with(history, queues, settings)
+            self._steps_or_none = self._steps_with(history, queues, settings, may_start_runs=True, may_lease_jobs=True)
 
     def find_failures(self) -> int:
         """One detection tick over all workspaces; how many failures were sent to be decided."""
@@ -109,6 +109,10 @@ class DatabricksAgent:
         """Give an incident up that could not move for too long, and tell people."""
         self._steps.incidents.park(message, why)
 
+    def note_wait(self, message: FailedRunMessage | RetryMessage | EmailMessage, until: datetime) -> None:
+        """Note with its incident that the message waits until then."""
+        self._steps.incidents.note_wait(message, until)
+
     @property
     def _steps(self) -> "Steps":
         if self._steps_or_none is None:
@@ -116,10 +120,16 @@ class DatabricksAgent:
         return self._steps_or_none
 
     def _steps_with(
-        self, history: DecisionHistory, queues: ActionQueues, settings: Settings, *, may_start_runs: bool = True
+        self,
+        history: DecisionHistory,
+        queues: ActionQueues,
+        settings: Settings,
+        *,
+        may_start_runs: bool,
+        may_lease_jobs: bool,
     ) -> "Steps":
         parts = Parts(self._runs, self._mails, history, queues, settings, self._now, self._guid)
-        return Steps(parts, self._engine, may_start_runs=may_start_runs)
+        return Steps(parts, self._engine, may_start_runs=may_start_runs, may_lease_jobs=may_lease_jobs)
 
     # ── one pass without queues ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -142,8 +152,14 @@ class DatabricksAgent:
         queues = InlineQueues()
         history = self._history or InMemoryDecisionHistory()
         settings = self._settings.model_copy(update={"escalation_emails": emails})
-        # New runs have no repair history: without a history of our own, nothing would count how many were started.
-        steps = self._steps_with(history, queues, settings, may_start_runs=self._history is not None)
+        steps = self._steps_with(
+            history,
+            queues,
+            settings,
+            # New runs have no repair history: without a history of our own, nothing would count how many were started.
+            may_start_runs=self._history is not None,
+            may_lease_jobs=self._steps_or_none is not None,
+        )
         failed = self._failed_within(window, frozenset(job_ids or ()), steps)
         incidents, unread = [], []
         for number, (workspace, run) in enumerate(failed, 1):
@@ -207,7 +223,9 @@ class DatabricksAgent:
 class Steps:
     """The steps, wired to one another."""
 
-    def __init__(self, parts: Parts, engine: ErrorDecisionEngine, *, may_start_runs: bool) -> None:
+    def __init__(
+        self, parts: Parts, engine: ErrorDecisionEngine, *, may_start_runs: bool, may_lease_jobs: bool
+    ) -> None:
         learning = Learning(parts.history, parts.settings, parts.now, parts.guid)
         self.admission = Admission(parts.history, parts.settings, parts.now, parts.guid)
         self.incidents = Incidents(parts, self.admission, learning)
@@ -215,7 +233,13 @@ class Steps:
         self.finding = Finding(parts, self.incidents, self.admission, engine.limits.job_ids)
         self.deciding = Deciding(parts, self.incidents, self.admission, engine)
         self.retrying = Retrying(
-            parts, self.incidents, self.admission, leasing, engine.limits, may_start_runs=may_start_runs
+            parts,
+            self.incidents,
+            self.admission,
+            leasing,
+            engine.limits,
+            may_start_runs=may_start_runs,
+            may_lease_jobs=may_lease_jobs,
         )
         self.mailing = Mailing(parts, self.incidents)
         self.following = Following(parts, self.incidents, leasing, self.mailing)

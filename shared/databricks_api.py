@@ -10,9 +10,10 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, override
 from urllib.parse import urlsplit
 
+from shared import deadline
 from shared.domain import Json
 from shared.errors import (
     AgentError,
@@ -30,9 +31,12 @@ if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential
     from databricks.sdk.clock import Clock as SdkClock
     from databricks.sdk.core import ApiClient, CredentialsStrategy
+    from requests import PreparedRequest, Response
 
 PRODUCT, PRODUCT_VERSION = "failure-agent", "0.1.0"
 READ_ATTEMPTS = 3
+POOL = 20  # connections that are kept, as the SDK has it
+METADATA_SECONDS = 5
 METADATA_RETRY_SECONDS = 1
 
 AZURE_DOMAINS = (".azuredatabricks.net", ".databricks.azure.us", ".databricks.azure.cn")
@@ -178,8 +182,8 @@ class WorkspaceApi:
                 # Set, so that variables of other kinds of sign-in in the environment are no conflict.
                 auth_type=strategy.auth_type(),
                 config_file="/nonexistent",  # else a profile in ~/.databrickscfg could be read
-                http_timeout_seconds=self._settings.databricks_timeout_seconds,
                 # A new Config asks the host about itself and goes on without an answer, but only after this time.
+                http_timeout_seconds=deadline.bounded(min(METADATA_SECONDS, self._settings.databricks_timeout_seconds)),
                 retry_timeout_seconds=METADATA_RETRY_SECONDS,
                 product=PRODUCT,
                 product_version=PRODUCT_VERSION,
@@ -190,8 +194,9 @@ class WorkspaceApi:
                 f"DATABRICKS_HOST {self._host} cannot be used as a workspace: {_first_line(error)}",
                 names=("DATABRICKS_HOST",),
             ) from error
+        config.http_timeout_seconds = self._settings.databricks_timeout_seconds
         config.retry_timeout_seconds = self._settings.databricks_retry_seconds
-        return ApiClient(config)
+        return _bounded(ApiClient(config))
 
     def _credentials_strategy(self) -> "CredentialsStrategy":
         settings = self._settings
@@ -236,6 +241,29 @@ class _SentOnce(io.BytesIO):
         return False
 
 
+def _bounded(client: "ApiClient") -> "ApiClient":
+    """The client, each of whose tries ends with the invocation's deadline; the SDK has one timeout for all requests."""
+    from requests.adapters import HTTPAdapter
+
+    class BoundedAdapter(HTTPAdapter):
+        @override
+        def send(
+            self,
+            request: "PreparedRequest",
+            stream: bool = False,
+            timeout: Any = None,
+            verify: bool | str = True,
+            cert: Any = None,
+            proxies: dict[str, str] | None = None,
+        ) -> "Response":
+            return super().send(request, stream, deadline.bounded(timeout), verify, cert, proxies)
+
+    adapter = BoundedAdapter(pool_connections=POOL, pool_maxsize=POOL, pool_block=True)
+    for scheme in ("https://", "http://"):
+        client._api_client._session.mount(scheme, adapter)
+    return client
+
+
 class _BoundedClock:
     """The clock that the SDK waits with. It refuses a wait longer than the whole budget.
 
@@ -253,6 +281,8 @@ class _BoundedClock:
     def sleep(self, seconds: float) -> None:
         if seconds > self._longest_seconds + 1:  # the SDK adds up to a second at random
             raise TimeoutError(f"asked to wait {seconds:.0f} s, longer than {self._longest_seconds:.0f} s")
+        if seconds > deadline.bounded(seconds):
+            raise TimeoutError(f"asked to wait {seconds:.0f} s, longer than this invocation may take")
         self._clock.sleep(seconds)
 
 

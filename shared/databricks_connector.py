@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, cast
 from shared import databricks_runs
 from shared.databricks_api import Clock, WorkspaceApi, check_access
 from shared.databricks_runs import RUN_ARRAYS, SETTINGS_ARRAYS
+from shared.deadline import InheritingThreadPool
 from shared.domain import (
+    ClusterPolicy,
     ComputeKind,
     JobFacts,
     Json,
@@ -46,9 +48,17 @@ MAX_DETAILED_TASKS = 20
 MAX_ITERATIONS = 3
 MAX_ITERATION_PAGES = 5
 PARALLEL_READS = 8
+POLICIES = "/api/2.0/policies/clusters"
+POLICIES_KEPT_SECONDS = (
+    300  # about a tick: failures that come together ask once, a policy that was changed is seen soon
+)
 NODE_TYPES_KEPT_SECONDS = 3600  # new machine types and regions come by the month, not by the minute
 MAX_TOKEN_LENGTH = 64  # Jobs API, run-now: idempotency_token has at most 64 characters
 EVENTS_AFTER_THE_RUN = timedelta(minutes=10)  # a cluster ends, and says why, after its last task
+
+
+DEFINED_BY_THE_JOB = frozenset({ComputeKind.JOB_CLUSTER, ComputeKind.NEW_CLUSTER, ComputeKind.POOL})
+"""Compute that is a cluster in the job's settings; the machines of a pool are the pool's."""
 
 
 class DatabricksConnector:
@@ -70,6 +80,7 @@ class DatabricksConnector:
         self._clock = clock
         self._lock = threading.Lock()
         self._node_types: dict[str, tuple[float, tuple[NodeType, ...]]] = {}
+        self._policies: dict[tuple[str, str], tuple[float, ClusterPolicy | None]] = {}
 
     @property
     def workspaces(self) -> tuple[str, ...]:
@@ -108,7 +119,7 @@ class DatabricksConnector:
         api = self._workspace(workspace)
         raw = read_run(api, run_id)
         run = databricks_runs.run_state(workspace, raw)
-        with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="read-facts") as pool:
+        with InheritingThreadPool(PARALLEL_READS, thread_name_prefix="read-facts") as pool:
             try:
                 job = pool.submit(_read_job, api, run)
                 newer = pool.submit(_read_newer_runs, api, run)
@@ -122,6 +133,7 @@ class DatabricksConnector:
                     newer_runs=newer.result(),
                     parent=databricks_runs.parent_of(raw, facts_of_job.tags if facts_of_job else {}),
                     node_types=self._node_types_for(api, failures),
+                    policies=self._policies_for(api, failures, facts_of_job),
                 )
             except AgentError:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -136,7 +148,7 @@ class DatabricksConnector:
 
         Without them the run can still be decided about, only not be given other machines.
         """
-        if not any(failure.compute in (ComputeKind.JOB_CLUSTER, ComputeKind.NEW_CLUSTER) for failure in failures):
+        if not any(failure.compute in DEFINED_BY_THE_JOB - {ComputeKind.POOL} for failure in failures):
             return ()
         now = (self._clock or cast("Clock", time)).time()
         read_at, node_types = self._node_types.get(api.name, (now - NODE_TYPES_KEPT_SECONDS, ()))
@@ -150,6 +162,31 @@ class DatabricksConnector:
         node_types = tuple(map(databricks_runs.node_type, answer.get("node_types", [])))
         self._node_types[api.name] = (now, node_types)
         return node_types
+
+    def _policies_for(
+        self, api: WorkspaceApi, failures: tuple[TaskFailure, ...], job: JobFacts | None
+    ) -> Mapping[str, ClusterPolicy]:
+        """The policies of the job's clusters where a failed task ran on one; those that cannot be read are left out."""
+        if job is None or not any(failure.compute in DEFINED_BY_THE_JOB for failure in failures):
+            return {}
+        found = {policy_id: self._policy(api, policy_id) for policy_id in databricks_runs.policy_ids(job.settings)}
+        return {policy_id: policy for policy_id, policy in found.items() if policy}
+
+    def _policy(self, api: WorkspaceApi, policy_id: str) -> ClusterPolicy | None:
+        """The policy, kept for five minutes, as is that it may not be read: an identity may lack the right for good."""
+        now = (self._clock or cast("Clock", time)).time()
+        read_at, policy = self._policies.get((api.name, policy_id), (now - POLICIES_KEPT_SECONDS, None))
+        if now - read_at < POLICIES_KEPT_SECONDS:
+            return policy
+        try:
+            policy = databricks_runs.cluster_policy(api.get(f"{POLICIES}/get", {"policy_id": policy_id}))
+        except AgentError as error:
+            log.warning("cluster policy not readable", extra=_about(api, error, policy_id=policy_id))
+            if not isinstance(error, PermanentError):
+                return None
+            policy = None
+        self._policies[api.name, policy_id] = (now, policy)
+        return policy
 
     def repair_run(
         self,
@@ -186,7 +223,15 @@ class DatabricksConnector:
             raise meaning(str(error)) from error.__cause__
         return _id_in(answer, "repair_id", what)
 
-    def run_now(self, workspace: str, job_id: int, *, token: str, job_parameters: Mapping[str, str]) -> int:
+    def run_now(
+        self,
+        workspace: str,
+        job_id: int,
+        *,
+        token: str,
+        job_parameters: Mapping[str, str],
+        performance_target: str | None = None,
+    ) -> int:
         """Start a new run of the job; its run id. The request is sent exactly once.
 
         The same token gives the same run, also where that run has failed. Raises ValueError for a token that is empty
@@ -197,6 +242,8 @@ class DatabricksConnector:
         body: Json = {"job_id": job_id, "idempotency_token": token}
         if job_parameters:
             body["job_parameters"] = dict(job_parameters)
+        if performance_target:
+            body["performance_target"] = performance_target
         what = f"new run of job {job_id} in workspace {workspace}"
         return _id_in(self._workspace(workspace).post_once(f"{JOBS}/run-now", body, what), "run_id", what)
 

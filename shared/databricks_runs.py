@@ -6,6 +6,7 @@ shapes: `status` (newer) and `state` (deprecated, still filled, and the only one
 cancellation).
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from shared.domain import (
+    ClusterPolicy,
     ComputeKind,
     JobFacts,
     Json,
@@ -394,6 +396,27 @@ def node_type(raw: Json) -> NodeType:
             raw.get("is_deprecated") or raw.get("is_hidden") or _object(raw.get("node_info")).get("status")
         ),
     )
+
+
+def policy_ids(settings: Json) -> list[str]:
+    """The policies that bind the clusters which the job defines, each once."""
+    tasks = [
+        _object(_object(task.get("for_each_task")).get("task")) or task for task in _objects(settings.get("tasks"))
+    ]
+    holders = [*_objects(settings.get("job_clusters")), *tasks]
+    named = (_object(holder.get("new_cluster")).get("policy_id") for holder in holders)
+    return list(dict.fromkeys(str(policy_id) for policy_id in named if policy_id))
+
+
+def cluster_policy(raw: Json) -> ClusterPolicy:
+    """From policies/clusters/get; the definition is JSON in a string. One that is not understood has no rules."""
+    try:
+        definition = _object(json.loads(raw.get("definition") or "{}"))
+    except (TypeError, ValueError):
+        definition = {}
+    policy_id = clean_text(raw.get("policy_id"))
+    rules = {attribute: rule for attribute, rule in definition.items() if isinstance(rule, dict)}
+    return ClusterPolicy(policy_id, clean_text(raw.get("name")) or policy_id, rules)
 
 
 def repair_body(

@@ -4,10 +4,10 @@ from dataclasses import replace
 from datetime import timedelta
 
 from shared.admission import Admission
-from shared.domain import Decision, DecisionKind, FailureId, Incident, IncidentState, LeaseState, RunFacts
+from shared.domain import Decision, DecisionKind, FailureId, Incident, IncidentState, LeaseState, RunFacts, is_unread
 from shared.error_decision_engine import ErrorDecisionEngine
-from shared.errors import ConflictError, OutcomeUnknownError, RunNotFoundError
-from shared.incidents import Incidents, Parts
+from shared.errors import ConflictError, OutcomeUnknownError, PermanentError, RunNotFoundError
+from shared.incidents import UNREAD, Incidents, Parts
 from shared.messages import FailedRunMessage
 from shared.triage import changes
 from shared.triage.policy import carry_out, mode_of, recipients_of
@@ -39,6 +39,9 @@ class Deciding:
             if incident:
                 self._incidents.close(incident, IncidentState.SKIPPED, f"the run is gone: {error}")
             return
+        except PermanentError as error:
+            self._give_up_reading(incident, message, error)
+            return
         if incident is None and self._incidents.may_be_a_retry(facts.run):
             raise OutcomeUnknownError(f"run {facts.run.run_id}: it may be a retry whose start was not recorded yet")
         if incident is None and self._parts.history.read_incident(message.workspace, message.run_id):
@@ -48,16 +51,27 @@ class Deciding:
                 return  # the message was late: the failure after it has been decided already
             if facts.run.is_failed and not facts.run.is_active:
                 self._incidents.send_failed([facts.run], message.source)
+                if is_unread(message.failure_id):
+                    return  # it can be read by now, and is decided about under its own name
         self._decide(incident, facts, message.failure_id, may_wait=deferrals < PATIENCE)
 
+    def _give_up_reading(self, incident: Incident | None, message: FailedRunMessage, error: PermanentError) -> None:
+        if incident is None:
+            incident = self._incidents.new_unread(message.workspace, message.run_id, message.failure_id)
+        elif incident.decision is None or UNREAD not in incident.decision.rules:
+            incident = self._incidents.next_failure(incident, message.failure_id, None)
+        self._incidents.escalate_unread(incident, error)
+
     def _with_own_settings(self, facts: RunFacts) -> RunFacts:
-        """The facts with the job's settings as they are without a lease: no change is made on top of another."""
+        """The facts with the job's settings as they are without our changes: no change is made on top of another."""
         if facts.job is None:
             return facts
         lease = self._parts.history.read_lease(facts.run.workspace, facts.job.job_id)
-        if lease is None or lease.state is LeaseState.CLOSED:
+        if lease is None:
             return facts
-        return replace(facts, job=replace(facts.job, settings=changes.own_settings(lease.changes, facts.job.settings)))
+        leased = () if lease.state is LeaseState.CLOSED else lease.changes
+        own = changes.own_settings((*leased, *lease.unanswered), facts.job.settings)
+        return replace(facts, job=replace(facts.job, settings=own))
 
     def _decide(self, incident: Incident | None, facts: RunFacts, failure_id: FailureId, *, may_wait: bool) -> None:
         now = self._parts.now()

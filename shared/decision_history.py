@@ -4,7 +4,9 @@
 |---|---|---|---|
 | `<prefix>incidents` | workspace | run id, 20 digits | one incident |
 | `<prefix>incidents` | workspace | `link-` + run id, 20 digits | a run-now retry of an incident |
+| `<prefix>incidents` | workspace | `open-` + run id, 20 digits | the index: an incident that is or was just now open |
 | `<prefix>events` | workspace + `:` + run id | time, kind, hash of the kind | one thing that happened |
+| `<prefix>state` | `open-index` | workspace | when the index was last compared with all incidents |
 | `<prefix>state` | `scan` | workspace | what the last detection tick left |
 | `<prefix>state` | `safeguards` | workspace | what keeps failures from becoming too many retries |
 | `<prefix>state` | `mail-book` | workspace | what was mailed |
@@ -17,6 +19,10 @@
 A value is one JSON text: in the property `body`, or compressed in `part_0`, `part_1` … where it can be large. The other
 properties are for queries and for people who look at a row.
 Azure Tables: a string property holds 64 KiB of UTF-16, a binary one 64 KiB, a row 1 MiB in 255 properties.
+
+Azure Tables has an index of the two keys alone: a query for anything else reads every row of its partition, and closed
+incidents stay for `HISTORY_DAYS`. So an open incident has an index row, written in one transaction with its own row:
+there is none without. What is left of one that was closed goes when the open ones are listed next.
 """
 
 import hashlib
@@ -24,29 +30,31 @@ import json
 import re
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
-from functools import cached_property
-from itertools import accumulate
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from pydantic import TypeAdapter
 
+from shared import deadline
 from shared.domain import Event, Incident, Lease, LeaseState, Pause, ScanState
 from shared.errors import (
     AgentError,
     ConfigurationError,
     ConflictError,
-    NotAuthorisedError,
-    PermanentError,
+    StoreNotAuthorisedError,
+    StoreRefusedError,
     ThrottledError,
     TransientError,
+    retry_after_of,
 )
 from shared.mail_groups import MailBook
-from shared.memory_history import own_earlier_write
+from shared.memory_history import ended_before, linked_runs, own_earlier_write
 from shared.settings import Settings
 from shared.triage.experience import Experience, TokenMeter
 from shared.triage.safeguards import Safeguards
@@ -67,6 +75,16 @@ MAX_BINARY_BYTES = 60 * 1024  # the service takes 64 KiB
 TIMEOUT_SECONDS = 10
 RETRIES = 2
 
+READERS = 8
+"""Open incidents read at the same time."""
+
+MOST_READ_SINGLY = 100
+"""Where more are open, one query that reads all rows is cheaper than as many reads."""
+
+COMPARED_AGAIN_AFTER = timedelta(hours=1)
+"""So often the index is compared with all incidents: a version of the agent without it may have written some, before an
+update, beside it or after it was taken back."""
+
 _INCIDENT = TypeAdapter(Incident)
 _EVENT = TypeAdapter(Event)
 _PAUSE = TypeAdapter(Pause)
@@ -81,8 +99,8 @@ _TOKEN_METER = TypeAdapter(TokenMeter)
 class TableDecisionHistory:
     """The history in Azure Tables. Safe to share between threads; makes no call before it is used.
 
-    Every method raises TransientError or ThrottledError where the service cannot answer now, NotAuthorisedError where
-    the identity lacks a right, PermanentError where a row is not understood or a table was deleted.
+    Every method raises TransientError or ThrottledError where the service cannot answer now, StoreNotAuthorisedError
+    where the identity lacks a role, StoreRefusedError where a row is not understood or a table was deleted.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -115,15 +133,53 @@ class TableDecisionHistory:
         return incident_from(row) if row else None
 
     def save_incident(self, incident: Incident) -> Incident:
-        return self._save(INCIDENTS, row_of_incident(incident), incident, incident_from)
+        row = row_of_incident(incident)
+        entry = index_entry(row) if row["is_open"] else None
+        return self._save(INCIDENTS, row, incident, incident_from, entry)
 
     def link_run(self, workspace: str, run_id: int, *, incident_run_id: int) -> None:
         row = new_row(workspace, f"link-{key_of(run_id)}", incident_key=key_of(incident_run_id))
         self._upsert(INCIDENTS, row)
 
     def open_incidents(self, workspace: str) -> list[Incident]:
-        rows = self._query(INCIDENTS, "PartitionKey eq @workspace and is_open eq true", workspace=workspace)
-        return [incident_from(row) for row in rows]
+        self._compare_index(workspace)
+        entries = self._index(workspace)
+        read: Callable[[str], Row | None] = partial(self._read, INCIDENTS, workspace)
+        if len(entries) > MOST_READ_SINGLY:
+            read = {row["RowKey"]: row for row in self._all_open(workspace)}.get
+        with deadline.InheritingThreadPool(READERS) as pool:
+            incidents = list(pool.map(partial(self._open_incident, read), entries))
+        return [incident for incident in incidents if incident]
+
+    def _open_incident(self, read: Callable[[str], Row | None], entry: Row) -> Incident | None:
+        """The incident of an index row; None where it is not open any more, and the index row goes.
+
+        It goes only if unchanged since it was listed, before the incident was read: whoever opens it again writes anew.
+        """
+        row = read(entry["incident_key"])
+        if row and row["is_open"]:
+            return incident_from(row)
+        self._delete(INCIDENTS, entry)
+        return None
+
+    def _compare_index(self, workspace: str) -> None:
+        """Index what is open and was written by a version of the agent that knew no index: now and then."""
+        now = datetime.now(UTC)
+        last = self._read(STATE, "open-index", workspace)
+        if last and last["at"] > time_text(now - COMPARED_AGAIN_AFTER):
+            return
+        indexed = {entry["incident_key"] for entry in self._index(workspace)}
+        for row in self._all_open(workspace):
+            if row["RowKey"] not in indexed:
+                self._upsert(INCIDENTS, index_entry(row))
+        self._upsert(STATE, new_row("open-index", workspace, at=time_text(now)))
+
+    def _index(self, workspace: str) -> list[Row]:
+        entries = "PartitionKey eq @workspace and RowKey ge 'open-' and RowKey lt 'open.'"  # `.` comes after `-`
+        return self._query(INCIDENTS, entries, workspace=workspace)
+
+    def _all_open(self, workspace: str) -> list[Row]:
+        return self._query(INCIDENTS, "PartitionKey eq @workspace and is_open eq true", workspace=workspace)
 
     def closed_incidents(self, workspace: str, *, updated_after: datetime) -> list[Incident]:
         closed = "PartitionKey eq @workspace and is_open eq false and updated_at gt @after"
@@ -163,12 +219,17 @@ class TableDecisionHistory:
         return unpacked(row, _LEASE) if row else None
 
     def save_lease(self, lease: Lease) -> Lease:
-        is_open = lease.state is not LeaseState.CLOSED
-        row = packed_row(f"lease:{lease.workspace}", key_of(lease.job_id), lease, _LEASE, is_open=is_open)
+        key = key_of(lease.job_id)
+        row = packed_row(f"lease:{lease.workspace}", key, lease, _LEASE, is_followed=lease.is_followed)
         return self._save(STATE, row, lease, lambda stored: unpacked(stored, _LEASE))
 
     def open_leases(self, workspace: str) -> list[Lease]:
-        rows = self._query(STATE, "PartitionKey eq @leases and is_open eq true", leases=f"lease:{workspace}")
+        return [lease for lease in self.followed_leases(workspace) if lease.state is not LeaseState.CLOSED]
+
+    def followed_leases(self, workspace: str) -> list[Lease]:
+        # One row per job, so there is no index. A version before called the property `is_open`.
+        followed = "PartitionKey eq @leases and (is_followed eq true or is_open eq true)"
+        rows = self._query(STATE, followed, leases=f"lease:{workspace}")
         return [unpacked(row, _LEASE) for row in rows]
 
     def read_experience(self, workspace: str, fingerprint: str) -> Experience:
@@ -194,6 +255,39 @@ class TableDecisionHistory:
     def save_pause(self, pause: Pause) -> None:
         self._upsert(STATE, new_row("agent", "pause", body=json_of(pause, _PAUSE), paused=pause.paused))
 
+    def delete_older_than(self, workspace: str, before: datetime, *, limit: int) -> int:
+        rows = islice(self._old_rows(workspace, before, limit), limit)
+        return sum(self._delete(table, row) for table, row in rows)
+
+    def _old_rows(self, workspace: str, before: datetime, limit: int) -> Iterator[tuple[str, Row]]:
+        """Rows to delete, each with its table. An incident comes after all that belongs to it, so that this is found.
+
+        Open incidents are not asked for; one that opens again this very moment keeps its row (and loses old events).
+        """
+        time = time_text(before)
+        closed = "PartitionKey eq @workspace and is_open eq false and updated_at lt @before"
+        for row in self._rows(INCIDENTS, closed, {"workspace": workspace, "before": time}, limit):
+            incident = incident_from(row)
+            for event in self._query(EVENTS, "PartitionKey eq @events", events=f"{workspace}:{incident.run_id}"):
+                yield EVENTS, event
+            for run_id in linked_runs(incident):
+                link = self._read(INCIDENTS, workspace, f"link-{key_of(run_id)}")
+                if link and link["incident_key"] == row["RowKey"]:
+                    yield INCIDENTS, link
+            yield INCIDENTS, row
+        of_no_run = "PartitionKey ge @first and PartitionKey lt @end and RowKey lt @before"  # audits: ids below zero
+        below_zero = {"first": f"{workspace}:-", "end": f"{workspace}:."}
+        for event in self._rows(EVENTS, of_no_run, below_zero | {"before": time}, limit):
+            yield EVENTS, event
+        for row in self._rows(STATE, "PartitionKey eq @leases", {"leases": f"lease:{workspace}"}, limit):
+            if ended_before(unpacked(row, _LEASE), before):
+                yield STATE, row
+        for row in self._rows(STATE, "PartitionKey eq 'rejected' and at lt @before", {"before": time}, limit):
+            yield STATE, row
+        days = "PartitionKey eq 'token-meter' and RowKey lt @day"
+        for row in self._rows(STATE, days, {"day": f"{before.astimezone(UTC):%Y-%m-%d}"}, limit):
+            yield STATE, row
+
     def _read(self, table: str, partition_key: str, row_key: str) -> Row | None:
         from azure.core.exceptions import ResourceNotFoundError
         from azure.data.tables import TableErrorCode
@@ -209,9 +303,14 @@ class TableDecisionHistory:
         return checked(dict(entity) | {"etag": entity.metadata["etag"]})
 
     def _query(self, table: str, query: str, **parameters: str) -> list[Row]:
+        return list(self._rows(table, query, parameters))
+
+    def _rows(self, table: str, query: str, parameters: Mapping[str, str], page: int | None = None) -> Iterator[Row]:
+        """Rows as they are asked for; `page` = so many per request, None = as many as the service gives (1,000)."""
         with translated_errors(f"querying table {table}"):
-            found = self._table(table).query_entities(query, parameters=parameters)
-            return [checked(dict(entity) | {"etag": entity.metadata["etag"]}) for entity in found]
+            found = self._table(table).query_entities(query, parameters=dict(parameters), results_per_page=page)
+            for entity in found:
+                yield checked(dict(entity) | {"etag": entity.metadata["etag"]})
 
     def _upsert(self, table: str, row: Row) -> None:
         from azure.data.tables import UpdateMode
@@ -219,34 +318,61 @@ class TableDecisionHistory:
         with translated_errors(f"writing {row['RowKey']} of {row['PartitionKey']} in table {table}"):
             self._table(table).upsert_entity(row, UpdateMode.REPLACE)
 
+    def _delete(self, table: str, row: Row) -> bool:
+        """Delete the row unless it was changed since it was read. Whether it was deleted."""
+        from azure.core import MatchConditions
+        from azure.core.exceptions import ResourceModifiedError, ResourceNotFoundError
+
+        with translated_errors(f"deleting {row['RowKey']} of {row['PartitionKey']} in table {table}"):
+            keys = row["PartitionKey"], row["RowKey"]
+            unchanged = MatchConditions.IfNotModified
+            try:
+                self._table(table).delete_entity(*keys, etag=row["etag"], match_condition=unchanged)
+            except (ResourceModifiedError, ResourceNotFoundError):
+                return False
+        return True
+
     def _save[T: (Incident, Safeguards, MailBook, Lease, Experience, TokenMeter)](
-        self, table: str, row: Row, value: T, value_of: Callable[[Row], T]
+        self, table: str, row: Row, value: T, value_of: Callable[[Row], T], entry: Row | None = None
     ) -> T:
-        """Insert or replace the value, whose row is given; `value_of` is how a row is read back."""
-        etag = self._write(table, row, value.etag)
+        """Insert or replace the value, whose row is given, with its index row; `value_of` is how a row is read back."""
+        etag = self._write(table, row, value.etag, entry)
         if etag is None:
             stored = self._read(table, row["PartitionKey"], row["RowKey"])
             written = value_of(row | {"etag": value.etag})
             etag = own_earlier_write(written, value_of(stored) if stored else None).etag
         return replace(value, etag=etag)
 
-    def _write(self, table: str, row: Row, etag: str) -> str | None:
-        """Insert (etag empty) or replace if unchanged. The new etag; None where the row is not as the etag says."""
+    def _write(self, table: str, row: Row, etag: str, entry: Row | None = None) -> str | None:
+        """Insert (etag empty) or replace if unchanged. The new etag; None where the row is not as the etag says.
+
+        An index row is upserted in one transaction with it: both are written, or none.
+        """
         from azure.core import MatchConditions
         from azure.core.exceptions import ResourceExistsError, ResourceModifiedError, ResourceNotFoundError
-        from azure.data.tables import UpdateMode
+        from azure.data.tables import TableTransactionError, UpdateMode
 
         refusals = (ResourceModifiedError, ResourceNotFoundError) if etag else (ResourceExistsError,)
         with translated_errors(f"writing {row['RowKey']} of {row['PartitionKey']} in table {table}"):
             client = self._table(table)
+            unchanged = MatchConditions.IfNotModified
             try:
-                if etag:
-                    unchanged = MatchConditions.IfNotModified
+                if entry:
+                    upsert = ("upsert", entry, {"mode": UpdateMode.REPLACE})
+                    condition = {"mode": UpdateMode.REPLACE, "etag": etag, "match_condition": unchanged}
+                    write = ("update", row, condition) if etag else ("create", row)
+                    # The client repeats no POST by itself; this one is guarded, so that it may.
+                    _, answer = client.submit_transaction([upsert, write], retry_on_methods=("POST",))
+                elif etag:
                     answer = client.update_entity(row, UpdateMode.REPLACE, etag=etag, match_condition=unchanged)
                 else:
                     answer = client.create_entity(row)
             except refusals:
                 return None
+            except TableTransactionError as error:  # the same refusals, without classes of their own
+                if error.status_code in (404, 409, 412):
+                    return None
+                raise
         return str(answer["etag"])
 
     def _table(self, name: str) -> "TableClient":
@@ -271,6 +397,7 @@ class TableDecisionHistory:
             "retry_status": 0,
             "connection_timeout": TIMEOUT_SECONDS,
             "read_timeout": TIMEOUT_SECONDS,
+            "raw_request_hook": deadline.bound_azure_requests(TIMEOUT_SECONDS),
         }
         settings = self._settings
         if not settings.tables_connection_string:
@@ -291,9 +418,9 @@ def new_row(partition_key: str, row_key: str, **properties: object) -> Row:
 
 
 def checked(row: Row) -> Row:
-    """The row itself; raises PermanentError where another version of the agent wrote it."""
+    """The row itself; raises StoreRefusedError where another version of the agent wrote it."""
     if row.get("schema_version") != SCHEMA_VERSION:
-        raise PermanentError(
+        raise StoreRefusedError(
             f"{name_of(row)} has schema version {row.get('schema_version')}, not {SCHEMA_VERSION}: "
             "run the version of the agent that wrote it"
         )
@@ -312,7 +439,7 @@ def value_from[T](row: Row, adapter: TypeAdapter[T]) -> T:
     try:
         return adapter.validate_python(json.loads(row["body"]))
     except (KeyError, ValueError) as error:
-        raise PermanentError(f"{name_of(row)} is damaged: its body is not the expected JSON") from error
+        raise StoreRefusedError(f"{name_of(row)} is damaged: its body is not the expected JSON") from error
 
 
 def key_of(number: int) -> str:
@@ -342,6 +469,11 @@ def row_of_incident(incident: Incident) -> Row:
         decision=str(decision.decision) if decision else "",
         updated_at=time_text(incident.updated_at),
     )
+
+
+def index_entry(row: Row) -> Row:
+    """The index row of an incident's row."""
+    return new_row(row["PartitionKey"], f"open-{row['RowKey']}", incident_key=row["RowKey"])
 
 
 def incident_from(row: Row) -> Incident:
@@ -382,7 +514,7 @@ def unpacked[T: (ScanState, Safeguards, MailBook, Lease, Experience, TokenMeter)
         text = zlib.decompress(packed).decode(errors="surrogatepass")
         return replace(adapter.validate_python(json.loads(text)), etag=row["etag"])
     except (KeyError, ValueError, zlib.error) as error:
-        raise PermanentError(f"{name_of(row)} is damaged: its parts are not the expected JSON") from error
+        raise StoreRefusedError(f"{name_of(row)} is damaged: its parts are not the expected JSON") from error
 
 
 @contextmanager
@@ -411,18 +543,13 @@ def translated(error: "AzureError", doing: str) -> AgentError:
     status = error.status_code if isinstance(error, HttpResponseError) else None
     code = str(getattr(error, "error_code", None) or type(error).__name__)
     if isinstance(error, ClientAuthenticationError) or status in (401, 403):
-        return NotAuthorisedError(
+        return StoreNotAuthorisedError(
             f"{doing}: Azure Tables refused the identity ({status}, {code}): "
             "give it the role Storage Table Data Contributor"
         )
     if isinstance(error, HttpResponseError) and status in (429, 503):
-        seconds = seconds_from(getattr(error.response, "headers", {}).get("Retry-After"))
+        seconds = retry_after_of(error.response)
         return ThrottledError(f"{doing}: Azure Tables is busy ({status}, {code})", retry_after_seconds=seconds)
     if status is not None and (status == 408 or status >= 500):
         return TransientError(f"{doing}: Azure Tables failed ({status}, {code})")
-    return PermanentError(f"{doing}: Azure Tables refused ({status}, {code})")
-
-
-def seconds_from(retry_after: str | None) -> float | None:
-    """The figure of a Retry-After header; None where there is none, or a date."""
-    return float(retry_after) if retry_after and retry_after.isdigit() else None
+    return StoreRefusedError(f"{doing}: Azure Tables refused ({status}, {code})")

@@ -6,15 +6,16 @@ scheduled copy of itself under a new id (the same id would be dropped by duplica
 """
 
 import hashlib
-import logging
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import assert_never
 
+from shared import deadline, telemetry
 from shared.databricks_agent import DatabricksAgent, utc_now
 from shared.errors import (
+    AgentError,
     ConflictError,
     HeldError,
     InvalidMessageError,
@@ -35,7 +36,7 @@ from shared.messages import (
 from shared.ports import ActionQueues, DecisionHistory, OutgoingMessage
 from shared.settings import Settings
 
-logger = logging.getLogger(__name__)
+logger = telemetry.logger(__name__)
 
 type Message = FailedRunMessage | RetryMessage | EmailMessage
 
@@ -52,13 +53,14 @@ ORIGINAL_ID = "original_id"
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A message as it came from its queue."""
+    """A message as it came from its queue. `host_traceparent` is the host's span of this invocation, if it has one."""
 
     queue: str
     body: bytes
     message_id: str
     delivery_count: int
     properties: Mapping[str, object]
+    host_traceparent: str = ""
 
     @property
     def deferrals(self) -> int:
@@ -91,21 +93,43 @@ class MessageDelivery:
         self._jitter = jitter
 
     def deliver(self, envelope: Envelope) -> None:
-        """Carry the message's step out. Raises what must be delivered again, or go to the dead-letter queue."""
+        """Carry the message's step out. Raises what must be delivered again, or go to the dead-letter queue.
+
+        The step itself has a deadline; what is to become of the message afterwards has the time that is then left.
+        """
+        with (
+            telemetry.log_fields(queue=envelope.queue, message_id=envelope.message_id),
+            telemetry.processing(
+                envelope.queue,
+                message_id=envelope.message_id,
+                delivery_count=envelope.delivery_count,
+                properties=envelope.properties,
+                host_traceparent=envelope.host_traceparent,
+            ),
+        ):
+            self._settle(envelope, self._understood(envelope))
+
+    def _understood(self, envelope: Envelope) -> Message:
         try:
-            message = MESSAGE_TYPES[envelope.queue].parse(envelope.body)
+            return MESSAGE_TYPES[envelope.queue].parse(envelope.body)
         except InvalidMessageError as error:
             self._reject(envelope, error)
             raise
-        try:
-            self._carry_out(message, envelope.deferrals)
-        except ConflictError:
-            raise
-        except TransientError as error:
-            self._put_off(envelope, message, error)
-        except PermanentError as error:
-            self._reject(envelope, error)
-            raise
+
+    def _settle(self, envelope: Envelope, message: Message) -> None:
+        ids = {"workspace": message.workspace, "run_id": message.run_id, "failure_id": message.failure_id}
+        telemetry.name_in_span(**ids)
+        with telemetry.log_fields(**ids):
+            try:
+                with deadline.within(self._settings.invocation_seconds):
+                    self._carry_out(message, envelope.deferrals)
+            except ConflictError:
+                raise
+            except TransientError as error:
+                self._put_off_or_reject(envelope, message, error)
+            except PermanentError as error:
+                self._reject(envelope, error)
+                raise
 
     def _carry_out(self, message: Message, deferrals: int) -> None:
         match message:
@@ -117,6 +141,16 @@ class MessageDelivery:
                 self._agent.send_email(message)
             case _:
                 assert_never(message)
+
+    def _put_off_or_reject(self, envelope: Envelope, message: Message, error: TransientError) -> None:
+        """Where it can be neither put off nor given up, it is delivered again, until the dead-letter queue takes it."""
+        try:
+            self._put_off(envelope, message, error)
+        except ConflictError:
+            raise
+        except AgentError as refusal:
+            self._reject(envelope, refusal)
+            raise
 
     def _put_off(self, envelope: Envelope, message: Message, error: TransientError) -> None:
         now = self._now()
@@ -132,23 +166,28 @@ class MessageDelivery:
             message_id=bounded_id(f"{envelope.original_id}:defer-{count}"),
             due=due,
             properties={
+                **telemetry.kept_trace_properties(envelope.properties),
                 DEFERRALS: count,
                 FIRST_SEEN: first_seen.isoformat(),
                 ORIGINAL_ID: envelope.original_id,
             },
         )
         self._queues.send(envelope.queue, [copy])
+        self._note_wait(message, due)
         logger.warning(
             "message put off",
             extra={
-                "queue": envelope.queue,
-                "message_id": envelope.message_id,
-                "run_id": message.run_id,
                 "deferrals": count,
                 "due": due.isoformat(),
                 "reason": type(error).__name__,
             },
         )
+
+    def _note_wait(self, message: Message, due: datetime) -> None:
+        try:
+            self._agent.note_wait(message, due)
+        except AgentError as error:  # the copy is there: at worst `follow_up` sends another one
+            logger.info("wait not noted", extra={"reason": type(error).__name__})
 
     def _delay_seconds(self, error: TransientError, count: int) -> float:
         """Thousands may wait for the same turn: they ask ever more rarely, and not all at the same time."""
@@ -167,15 +206,16 @@ class MessageDelivery:
         except (KeyError, ValueError):
             return now
 
-    def _reject(self, envelope: Envelope, error: PermanentError) -> None:
-        self._history.record_rejected(
-            queue=envelope.queue,
-            message_id=envelope.message_id,
-            reason=str(error),
-            body_sha256=hashlib.sha256(envelope.body).hexdigest(),
-            at=self._now(),
-        )
-        logger.error(
-            "message refused",
-            extra={"queue": envelope.queue, "message_id": envelope.message_id, "reason": type(error).__name__},
-        )
+    def _reject(self, envelope: Envelope, error: AgentError) -> None:
+        """Keep why it is refused, in the history; where that cannot be written, in the log."""
+        try:
+            self._history.record_rejected(
+                queue=envelope.queue,
+                message_id=envelope.message_id,
+                reason=str(error),
+                body_sha256=hashlib.sha256(envelope.body).hexdigest(),
+                at=self._now(),
+            )
+        except AgentError as problem:
+            logger.error("refusal not recorded", extra={"reason": type(problem).__name__, "refusal": str(error)})  # noqa: TRY400 - its text alone
+        logger.error("message refused", extra={"reason": type(error).__name__})

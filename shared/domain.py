@@ -15,11 +15,23 @@ type Json = dict[str, Any]
 FailureId = NewType("FailureId", str)
 
 ORIGINAL = "original"
+UNREAD = "unread-"
 
 
 def failure_id_of(workspace: str, run_id: int, latest_repair_id: int | None) -> FailureId:
     """Identity of one failure: the same run failing again after a repair is another failure."""
     return FailureId(f"{workspace}:{run_id}:{latest_repair_id or ORIGINAL}")
+
+
+def unread_failure_id(workspace: str, run_id: int, ended_at: datetime | None) -> FailureId:
+    """Identity of a failure whose repairs may not be read: its end tells it from the run's others. None = not known."""
+    end = int(ended_at.timestamp() * 1000) if ended_at else 0
+    return FailureId(f"{workspace}:{run_id}:{UNREAD}{end}")
+
+
+def is_unread(failure_id: FailureId) -> bool:
+    """Whether it is the identity of a failure whose repairs could not be read."""
+    return failure_id.rpartition(":")[2].startswith(UNREAD)
 
 
 class DecisionKind(StrEnum):
@@ -247,6 +259,15 @@ class NodeType:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterPolicy:
+    """What a cluster policy says: dotted attributes of a cluster's settings, each with its raw rule."""
+
+    policy_id: str
+    name: str
+    rules: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
 class NewerRun:
     """A run of the same job that started after the failed one."""
 
@@ -306,6 +327,7 @@ class RunFacts:
     """A run with all that is needed to decide about it. `failures` are its root-cause tasks only.
 
     `node_types` are those of the workspace; empty where no failed task ran on a job cluster or they cannot be read.
+    `policies` are those that bind the job's clusters, by id, as far as they can be read.
     """
 
     run: RunState
@@ -315,6 +337,7 @@ class RunFacts:
     newer_runs: tuple[NewerRun, ...]
     parent: str = ""
     node_types: tuple[NodeType, ...] = ()
+    policies: Mapping[str, ClusterPolicy] = field(default_factory=dict)
 
     @property
     def tags(self) -> Mapping[str, str]:
@@ -406,7 +429,7 @@ class AttemptKind(StrEnum):
 
 
 class AttemptOutcome(StrEnum):
-    """How a retry ended. PENDING until it has."""
+    """How a retry ended. PENDING until it has; UNKNOWN = it may have been made, and cannot be looked at."""
 
     PENDING = "pending"
     RECOVERED = "recovered"
@@ -414,6 +437,7 @@ class AttemptOutcome(StrEnum):
     CANCELLED = "cancelled"
     SUPERSEDED = "superseded"
     GONE = "gone"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,7 +463,7 @@ class Incident:
     `run_id` is the run that failed first; `watched_run_id` the run that is looked at now (another one after a run-now).
     `failure_id` is the failure being handled, `past_failures` those already dealt with. `due_at` is when it should have
     moved on by itself; `follow_up` re-sends what is well past it. `mail_claim` is the key of a mail that is being sent,
-    `mailed` are the keys of those handed over.
+    since `mail_claimed_at`; `mailed` are the keys of those handed over.
     """
 
     workspace: str
@@ -460,6 +484,7 @@ class Incident:
     recipients: tuple[str, ...] = ()
     mode: Mode = Mode.OBSERVE
     mail_claim: str = ""
+    mail_claimed_at: datetime | None = None
     mailed: tuple[str, ...] = ()
     resends: int = 0
     ended_why: str = ""
@@ -561,11 +586,30 @@ class LeaseState(StrEnum):
     CLOSED = "closed"
 
 
+class LeaseNews(StrEnum):
+    """What people are told of a lease: values that they must put back, or that were left as somebody else set them."""
+
+    REFUSED = "refused"
+    LEFT = "left"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseReport:
+    """A mail about a lease that is not sent yet. `claimed` = one may be under way; not before `due` in any case."""
+
+    news: LeaseNews
+    due: datetime
+    claimed: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """A change of a job's settings for the length of one retry. At most one per job is not closed.
 
-    `foreign` are the changed values that somebody else changed meanwhile: they are reported and left alone.
+    `foreign` are the places of changed values that somebody else changed meanwhile: reported and left alone.
+    `refused_at`, `refusal`: when and why Databricks last refused for good to put the job back.
+    `unanswered` are changes, of earlier leases too, that an update without an answer may still make; the job is looked
+    at for them until `watched_until`. `reported` is what people were told of this lease.
     """
 
     workspace: str
@@ -577,6 +621,18 @@ class Lease:
     planned_at: datetime
     applied_at: datetime | None = None
     restored_at: datetime | None = None
+    looked_at: datetime | None = None
     foreign: tuple[str, ...] = ()
+    refused_at: datetime | None = None
+    refusal: str = ""
+    unanswered: tuple[SettingChange, ...] = ()
+    watched_until: datetime | None = None
+    report: LeaseReport | None = None
+    reported: tuple[LeaseNews, ...] = ()
     write_guid: str = ""
     etag: str = ""
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether `follow_up` has something to do about it: it is not closed, or its job is looked at again."""
+        return self.state is not LeaseState.CLOSED or bool(self.unanswered)

@@ -6,8 +6,6 @@ sleeping function (an Azure-managed domain may send 5 mails a minute and 10 an h
 
 import base64
 import binascii
-import logging
-import math
 import re
 import threading
 import uuid
@@ -17,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared import deadline, telemetry
 from shared.domain import Attempt, ChangeKind, Decision, DecisionKind, DigestMail, EscalationMail, Json, Mode
 from shared.errors import (
     AgentError,
@@ -26,6 +25,7 @@ from shared.errors import (
     PermanentError,
     ThrottledError,
     TransientError,
+    retry_after_of,
 )
 from shared.settings import Settings
 from shared.triage.redaction import redact
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from azure.core.exceptions import AzureError
     from jinja2 import Environment
 
-logger = logging.getLogger(__name__)
+logger = telemetry.logger(__name__)
 
 TEMPLATES = Path(__file__).parent / "templates"
 KEY_HEADER = "X-Failure-Agent-Key"
@@ -73,6 +73,7 @@ class EmailNotifier:
         message = message_of(mail, sender=self._settings.sender_email)
         with translated(f"mail about {about}", is_write=True):
             self._client().begin_send(message, operation_id=operation_id(mail.key), polling=False)
+        telemetry.mail_sent(mail.kind if isinstance(mail, EscalationMail) else "digest")
 
     def was_accepted(self, key: str) -> bool:
         """Ask the service whether it knows the operation of an earlier send."""
@@ -124,7 +125,14 @@ class EmailNotifier:
             check_is_encrypted(endpoint)
             credential = self._credential or self._identity()
         seconds = self._settings.acs_timeout_seconds
-        return EmailClient(endpoint, credential, retry_total=0, connection_timeout=seconds, read_timeout=seconds)
+        return EmailClient(
+            endpoint,
+            credential,
+            retry_total=0,
+            connection_timeout=seconds,
+            read_timeout=seconds,
+            raw_request_hook=deadline.bound_azure_requests(seconds),
+        )
 
     def _identity(self) -> "TokenCredential":
         from azure.identity import DefaultAzureCredential
@@ -346,7 +354,7 @@ def from_vendor(what: str, error: "AzureError", *, is_write: bool) -> AgentError
         case ServiceResponseError() | DecodeError():  # sent; no answer, or half of one
             return unanswered(f"{what}: no answer from the e-mail service")
         case HttpResponseError(status_code=429):
-            return ThrottledError(f"{what}: too many mails", retry_after_seconds=retry_after(error.response))
+            return ThrottledError(f"{what}: too many mails", retry_after_seconds=retry_after_of(error.response))
         case HttpResponseError(status_code=401 | 403 as status):
             return NotAuthorisedError(f"{what}: the e-mail service refused the identity ({status})")
         case HttpResponseError(status_code=503):
@@ -358,12 +366,3 @@ def from_vendor(what: str, error: "AzureError", *, is_write: bool) -> AgentError
             return unanswered(f"{what}: the e-mail service answered {status}")
         case _:
             return PermanentError(f"{what}: {type(error).__name__}")
-
-
-def retry_after(response: Any) -> float | None:  # noqa: ANN401 - a vendor response
-    """The seconds of a Retry-After header, or None where there is none that is a number of seconds."""
-    try:
-        seconds = float(response.headers["Retry-After"])
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return None
-    return seconds if 0 <= seconds < math.inf else None

@@ -1,12 +1,12 @@
 """ErrorDecisionEngine: evidence → diagnosis (rules, and the model where they are not sure) → policy → Decision."""
 
-import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
+from shared import telemetry
 from shared.domain import (
     Attempt,
     AttemptKind,
@@ -33,10 +33,19 @@ from shared.triage.experience import SURE, weigh
 from shared.triage.fingerprint import fingerprint
 from shared.triage.policy import Limits, Proposal, permit, stand_down
 
-logger = logging.getLogger(__name__)
+logger = telemetry.logger(__name__)
 
 PROMPT_CHARACTERS = 12_000
 """What a question to the model costs besides the excerpt: the prompt, the schema and the answer, in characters."""
+
+ASK_AGAIN_SECONDS = 15
+"""So long a failure waits for the answer about another one of the same cause."""
+
+REDACTED = "[redacted:"
+"""How a replaced secret begins in an excerpt."""
+
+RULES_FALLBACK = "rules_fallback"
+"""Source of a diagnosis by rules where the model's had been wanted."""
 
 SEVERITY = (
     DecisionKind.SKIP,
@@ -101,6 +110,7 @@ class ErrorDecisionEngine:
         standing_down = stand_down(facts, self.limits)
         failure, evidence, diagnosis = self._worst(facts, may_wait=may_wait)
         mark = fingerprint(evidence)
+        telemetry.decided(diagnosis.source)
         if standing_down:
             verdict_decision, reason = DecisionKind.SKIP, standing_down.reason
             verdict_rules: tuple[str, ...] = (f"policy.{standing_down.rule}",)
@@ -167,11 +177,10 @@ class ErrorDecisionEngine:
     ) -> tuple[Evidence, Diagnosis]:
         """Evidence and diagnosis of one failed task. Experience takes part where the workspace is named."""
         evidence = collect(symptoms)
+        telemetry.redacted(evidence.excerpt.count(REDACTED))
         by_rules = rules.diagnose(symptoms, evidence)
-        known = None
         if self._learning and workspace:
-            known = self._learning.recall(workspace, fingerprint(evidence))
-            by_rules = weigh(by_rules, known)
+            by_rules = weigh(by_rules, self._learning.recall(workspace, fingerprint(evidence)))
         if not self._asks_model(by_rules):
             return evidence, by_rules
         trusted = {
@@ -180,29 +189,58 @@ class ErrorDecisionEngine:
             "termination_type": symptoms.termination_type or "unknown",
             "compute": str(compute),
         }
-        if self._learning is None or known is None:
-            return evidence, self._ask_model(evidence, trusted, by_rules, may_wait=may_wait) or by_rules
-        if self._learning.was_asked(known):
-            return evidence, weigh(known.answer, known) if known.answer else by_rules
-        if not self._learning.reserve_tokens(len(evidence.excerpt) + PROMPT_CHARACTERS):
-            logger.warning("the model's tokens of the day are used up, rules decide alone")
-            return evidence, by_rules
-        answer = self._ask_model(evidence, trusted, by_rules, may_wait=may_wait)
-        self._learning.keep_answer(known.workspace, known.fingerprint, answer)
-        return evidence, weigh(answer, known) if answer else by_rules
+        if self._learning and workspace:
+            answer = self._ask_once(self._learning, workspace, evidence, trusted, by_rules, may_wait=may_wait)
+        else:
+            answer = self._ask_or_wait(evidence, trusted, by_rules, may_wait=may_wait)
+        telemetry.model_wanted(fell_back=answer is None)
+        return evidence, answer or replace(by_rules, source=RULES_FALLBACK)
 
     def _asks_model(self, by_rules: Diagnosis) -> bool:
         if self._diagnoser is None or self._settings.ai_mode == "never":
             return False
         return self._settings.ai_mode == "always" or by_rules.confidence < SURE
 
-    def _ask_model(
+    def _ask_once(
+        self,
+        learning: Learning,
+        workspace: str,
+        evidence: Evidence,
+        trusted: Mapping[str, str],
+        by_rules: Diagnosis,
+        *,
+        may_wait: bool,
+    ) -> Diagnosis | None:
+        """The model's answer about the cause, for which it is asked once in a window; None where there is none."""
+        mark = fingerprint(evidence)
+        known = learning.begin_question(workspace, mark)
+        if known is None:
+            if may_wait:
+                raise ThrottledError("the model is just being asked about it", retry_after_seconds=ASK_AGAIN_SECONDS)
+            return None
+        if learning.was_asked(known):
+            return weigh(known.answer, known) if known.answer else None
+        characters = len(evidence.excerpt) + PROMPT_CHARACTERS
+        if not learning.reserve_tokens(characters):
+            logger.warning("the model's tokens of the day are used up, rules decide alone")
+            learning.give_question_back(workspace, mark)
+            return None
+        try:
+            answer = self._ask_or_wait(evidence, trusted, by_rules, may_wait=may_wait)
+        except ThrottledError:
+            learning.return_tokens(characters)
+            learning.give_question_back(workspace, mark)
+            raise
+        learning.keep_answer(workspace, mark, answer)
+        return weigh(answer, known) if answer else None
+
+    def _ask_or_wait(
         self, evidence: Evidence, trusted: Mapping[str, str], by_rules: Diagnosis, *, may_wait: bool
     ) -> Diagnosis | None:
-        """The model's answer; None where it gave none that counts."""
+        """The model's answer; None where it gave none that counts. ThrottledError only where the caller may wait."""
         assert self._diagnoser is not None
         try:
-            answer = self._diagnoser.diagnose(evidence, facts=trusted, by_rules=by_rules)
+            answer = self._diagnoser.diagnose(evidence, facts=trusted)
             return never_silent(answer, by_rules) if answer else None
         except ThrottledError:
             if may_wait:

@@ -6,7 +6,9 @@
     │   ├── ConflictError         somebody else changed the row first: read again
     │   ├── HeldError             it must wait for its turn: no slot, no budget, a breaker, another lease
     │   │   └── PausedError       … a person has paused all actions
-    │   └── OutcomeUnknownError   a write was sent and no answer came: it may have landed or may still land
+    │   ├── OutcomeUnknownError   a write was sent and no answer came: it may have landed or may still land
+    │   └── StoreRefusedError     the agent's own tables or queues refuse: nothing can be done before that is mended
+    │       └── StoreNotAuthorisedError … because the identity lacks a role, or the role is still spreading
     ├── PermanentError            the same call will fail again
     │   ├── InvalidMessageError   a queue message that is not understood
     │   ├── RunNotFoundError      the run or its job is gone
@@ -17,6 +19,9 @@
 
 Raised in a queue function, TransientError becomes a scheduled copy of the message; anything else abandons the message.
 """
+
+import math
+from typing import Any
 
 
 class AgentError(Exception):
@@ -35,6 +40,15 @@ class ThrottledError(TransientError):
         self.retry_after_seconds = retry_after_seconds
 
 
+def retry_after_of(response: Any) -> float | None:  # noqa: ANN401 - a vendor's response, or none
+    """The seconds of an answer's Retry-After header; None where there is none, or a date, or nonsense."""
+    try:
+        seconds = float(response.headers["Retry-After"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return seconds if 0 <= seconds < math.inf else None
+
+
 class ConflictError(TransientError):
     """A row was changed between our read and our write (HTTP 412), by somebody else."""
 
@@ -42,7 +56,7 @@ class ConflictError(TransientError):
 class HeldError(TransientError):
     """The action must wait for its turn, `seconds` from now at the earliest. Never given up on."""
 
-    def __init__(self, message: str, *, seconds: float = 300) -> None:
+    def __init__(self, message: str, *, seconds: float) -> None:
         super().__init__(message)
         self.seconds = seconds
 
@@ -53,6 +67,18 @@ class PausedError(HeldError):
 
 class OutcomeUnknownError(TransientError):
     """A write was sent and its answer was lost. Read what happened before sending anything again."""
+
+
+class StoreRefusedError(TransientError):
+    """The agent's own tables or queues refuse, however often they are asked: a table is gone, a row is not understood.
+
+    To the steps this is an outage: without them nothing can be done or told, and it is never a refusal of Databricks or
+    of the mail service.
+    """
+
+
+class StoreNotAuthorisedError(StoreRefusedError):
+    """The identity lacks a role on the tables or the queues. One given just now takes minutes to reach them."""
 
 
 class PermanentError(AgentError):
@@ -68,7 +94,7 @@ class RunNotFoundError(PermanentError):
 
 
 class NotAuthorisedError(PermanentError):
-    """The identity lacks a right on the job, the cluster or the service."""
+    """The identity lacks a right on the job, the cluster, the mail service or the model."""
 
 
 class RepairRefusedError(PermanentError):

@@ -8,13 +8,16 @@ from datetime import datetime, timedelta
 from shared import detection
 from shared.admission import Admission
 from shared.domain import RunState
-from shared.errors import AgentError, ConflictError, PermanentError
+from shared.errors import AgentError, ConflictError, PermanentError, RunNotFoundError
 from shared.incidents import Incidents, Parts
 
 logger = logging.getLogger(__name__)
 
 MAX_SWEEP = 200
 """Old incidents re-read per sweep and workspace, so that a sweep stays inside one function call."""
+
+MAX_DELETED = 500
+"""Old rows deleted per sweep and workspace: 10,000 failures a month with ten rows each leave 140 an hour."""
 
 
 class Finding:
@@ -58,7 +61,7 @@ class Finding:
         plan = detection.plan_tick(
             scan, active, completed, job_ids=self._job_ids, overlap=overlap, started_at=started_at
         )
-        states = self._states(workspace, plan.to_read)
+        states, unread = self._states(workspace, plan.to_read)
         failed = [state for state in states if state.is_failed]
         still_active = {state.run_id for state in states if state.is_active}
         next_scan = replace(plan.next_scan, active=plan.next_scan.active | still_active)
@@ -66,37 +69,60 @@ class Finding:
         for state in failed:
             self._incidents.remember(state)
         self._incidents.send_failed(failed, "timer")
-        if started_at - scan.swept_at >= timedelta(minutes=self._parts.settings.sweep_interval_minutes):
-            failed += self._sweep(workspace, started_at)
+        ended = {run.run_id: run for run in completed}
+        for run_id in unread:
+            self._incidents.send_unread(workspace, run_id, ended.get(run_id))
+        found = len(failed) + len(unread)
+        is_sweep_due = started_at - scan.swept_at >= timedelta(minutes=self._parts.settings.sweep_interval_minutes)
+        if is_sweep_due:
+            found += self._sweep(workspace, started_at)
             next_scan = replace(next_scan, swept_at=started_at)
         self._parts.history.save_scan(next_scan)
-        return len(failed)
+        if is_sweep_due:
+            self._delete_old(workspace, started_at)
+        return found
 
     def send_on(self, workspace: str, run_id: int) -> None:
-        """Send one run that is known to have failed to be decided."""
-        state = self._parts.runs.read_state(workspace, run_id)
+        """Send one run that is known to have failed to be decided, also where it may not be read."""
+        try:
+            state = self._parts.runs.read_state(workspace, run_id)
+        except RunNotFoundError:
+            raise
+        except PermanentError:
+            self._incidents.send_unread(workspace, run_id, None)
+            return
         self._incidents.remember(state)
         self._incidents.send_failed([state], "timer")
 
-    def _states(self, workspace: str, run_ids: Iterable[int]) -> list[RunState]:
+    def _states(self, workspace: str, run_ids: Iterable[int]) -> tuple[list[RunState], list[int]]:
+        """The runs as they are, and which may not be read or are gone: these do not hold up the others."""
         states = []
+        unread = []
         for run_id in run_ids:
             try:
                 states.append(self._parts.runs.read_state(workspace, run_id))
-            except PermanentError as error:  # gone, or not ours to read: no reason to read all others again and again
+            except PermanentError as error:
+                unread.append(run_id)
                 logger.warning(
                     "run cannot be read",
                     extra={"workspace": workspace, "run_id": run_id, "reason": type(error).__name__},
                 )
-        return states
+        return states, unread
 
-    def _sweep(self, workspace: str, now: datetime) -> list[RunState]:
-        """Closed incidents whose run failed once more after a repair that began and ended between two ticks."""
+    def _sweep(self, workspace: str, now: datetime) -> int:
+        """Send on closed incidents whose run failed once more after a repair that began and ended between two ticks."""
         since = now - timedelta(days=self._parts.settings.sweep_days)
         closed = [i for i in self._parts.history.closed_incidents(workspace, updated_after=since) if i.failed_at]
         closed.sort(key=lambda incident: incident.updated_at, reverse=True)
         known = {failure for i in closed for failure in (i.failure_id, *i.past_failures)}
-        states = self._states(workspace, [incident.watched_run_id for incident in closed[:MAX_SWEEP]])
+        states, _ = self._states(workspace, [incident.watched_run_id for incident in closed[:MAX_SWEEP]])
         again = [state for state in states if state.is_failed and state.failure_id not in known]
         self._incidents.send_failed(again, "sweep")
-        return again
+        return len(again)
+
+    def _delete_old(self, workspace: str, now: datetime) -> None:
+        """Never what a sweep still looks at. The tick is stored by now, so that an error here costs nothing of it."""
+        settings = self._parts.settings
+        before = now - timedelta(days=max(settings.history_days, settings.sweep_days))
+        deleted = self._parts.history.delete_older_than(workspace, before, limit=MAX_DELETED)
+        logger.info("old rows deleted", extra={"workspace": workspace, "rows": deleted})

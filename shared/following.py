@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import partial
 
 from shared.domain import AttemptKind, AttemptOutcome, Incident, IncidentState, Lease
-from shared.errors import AgentError, ConflictError, HeldError, RunNotFoundError
+from shared.errors import AgentError, ConflictError, HeldError, PermanentError, RunNotFoundError
 from shared.incidents import Incidents, Parts
 from shared.leasing import Leasing
 from shared.mailing import Mailing
@@ -30,12 +30,15 @@ class Following:
         for workspace in self._parts.runs.workspaces:
             for incident in self._parts.history.open_incidents(workspace):
                 moved += self._try("incident", incident.run_id, partial(self._follow, incident))
-            for lease in self._parts.history.open_leases(workspace):
+            for lease in self._parts.history.followed_leases(workspace):
+                moved += self._try("lease report", lease.run_id, partial(self._mailing.report_lease, lease))
                 moved += self._try("lease", lease.run_id, partial(self._follow_lease, lease))
             moved += self._try("digest", 0, partial(self._mailing.send_digest, workspace))
         return moved
 
     def _follow_lease(self, lease: Lease) -> bool:
+        if lease.report:  # a mail about it, or the attempt to send one, was noted with it
+            lease = self._parts.history.read_lease(lease.workspace, lease.job_id) or lease
         return self._leasing.follow(lease, self._parts.history.read_incident(lease.workspace, lease.run_id))
 
     def _try(self, what: str, run_id: int, step: Callable[[], bool]) -> bool:
@@ -55,8 +58,6 @@ class Following:
         overdue = self._parts.now() - incident.due_at
         if overdue < timedelta(minutes=self._parts.settings.stale_after_minutes):
             return False
-        if incident.decision:
-            self._incidents.stop_if_paused()  # a held message is still there: more copies of it would only pile up
         again = incident.resends + 1
         incident = self._incidents.save(replace(incident, resends=again, due_at=self._parts.now()))
         self._incidents.send_overdue(incident, again=again)
@@ -72,9 +73,14 @@ class Following:
         except RunNotFoundError:
             self._incidents.end_attempt(incident, AttemptOutcome.GONE, IncidentState.SKIPPED, "the run is gone")
             return True
+        except PermanentError as error:
+            self._incidents.escalate_unread(incident, error)
+            return True
         if run.is_active or run.failure_id == incident.failure_id:
             return False  # under way, or the repair does not show yet
         if run.is_failed:
+            if self._parts.now() < incident.due_at:
+                return False  # its message waits
             self._incidents.send_failed([run], "follow_up")
             return True
         if attempt.kind is AttemptKind.RUN_NOW or attempt.effect_id == run.latest_repair_id:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from shared.admission import Admission
 from shared.domain import (
@@ -19,8 +19,10 @@ from shared.domain import (
     Incident,
     IncidentState,
     RunState,
+    RunSummary,
+    unread_failure_id,
 )
-from shared.errors import AgentError, ConflictError, PausedError
+from shared.errors import AgentError, ConflictError, NotAuthorisedError, PausedError, PermanentError
 from shared.learning import Learning
 from shared.messages import (
     EMAILS,
@@ -35,6 +37,9 @@ from shared.ports import ActionQueues, DecisionHistory, EmailSender, JobRuns, Ou
 from shared.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+UNREAD = "policy.unread"
+"""The rule of a decision about a run that may not be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,31 +68,39 @@ class Incidents:
 
     def new(self, state: RunState) -> Incident:
         """An incident for a failure seen for the first time; not yet stored."""
+        bare = self.new_unread(state.workspace, state.run_id, state.failure_id)
+        return replace(
+            bare, job_id=state.job_id, job_name=state.name, page_url=state.page_url, failed_at=state.end_time
+        )
+
+    def new_unread(self, workspace: str, run_id: int, failure_id: FailureId) -> Incident:
+        """The same for a failure of which no more than this can be read."""
         now = self._parts.now()
         return Incident(
-            workspace=state.workspace,
-            run_id=state.run_id,
-            watched_run_id=state.run_id,
-            job_id=state.job_id,
-            job_name=state.name,
-            page_url=state.page_url,
+            workspace=workspace,
+            run_id=run_id,
+            watched_run_id=run_id,
+            job_id=None,
+            job_name="",
+            page_url="",
             state=IncidentState.DETECTED,
-            failure_id=state.failure_id,
+            failure_id=failure_id,
             detected_at=now,
             updated_at=now,
             due_at=now,
-            failed_at=state.end_time,
         )
 
     def remember(self, state: RunState) -> None:
         """A row for a failure seen for the first time, so that it cannot be lost with its message."""
-        if self.may_be_a_retry(state):
-            return
-        if self._history.read_incident(state.workspace, state.run_id) is None:
+        if not self.may_be_a_retry(state):
+            self._keep_first(self.new(state))
+
+    def _keep_first(self, incident: Incident) -> None:
+        if self._history.read_incident(incident.workspace, incident.run_id) is None:
             try:
-                self.save(self.new(state))
+                self.save(incident)
             except ConflictError:
-                logger.info("incident is known already", extra={"run_id": state.run_id})
+                logger.info("incident is known already", extra={"run_id": incident.run_id})
 
     def may_be_a_retry(self, run: RunState) -> bool:
         """Whether a run that is not known may have been started for an incident whose link to it is not stored yet.
@@ -126,11 +139,18 @@ class Incidents:
             attempts=attempts,
             decision=None,
             mail_claim="",
+            mail_claimed_at=None,
             resends=0,
         )
         if run is None:
             return incident
-        return replace(incident, failed_at=run.end_time, watched_run_id=run.run_id, page_url=run.page_url)
+        return replace(
+            incident,
+            job_id=run.job_id,
+            failed_at=run.end_time,
+            watched_run_id=run.run_id,
+            page_url=run.page_url,
+        )
 
     def save(self, incident: Incident) -> Incident:
         return self._history.save_incident(
@@ -185,18 +205,29 @@ class Incidents:
         if worked and incident.decision:
             self._learning.note_result(incident.workspace, retry_key(incident, attempt), incident.decision, worked=True)
 
-    def escalate(self, incident: Incident, why: str, *, rule: str = "not_possible") -> None:
-        """Turn to people what could not be done; an attempt that never became an effect does not count."""
+    def escalate(
+        self,
+        incident: Incident,
+        why: str,
+        *,
+        rule: str = "not_possible",
+        outcome: AttemptOutcome | None = AttemptOutcome.UNKNOWN,
+    ) -> None:
+        """Turn to people what could not be done. In a dry run they are not told, as of every decision.
+
+        `outcome` = how the open attempt ends, where there is one; None = it never became an effect and does not count.
+        """
         attempts = incident.attempts
-        if incident.open_attempt and incident.state is IncidentState.ACTING:
-            self._admission.note_outcome(incident.workspace, retry_key(incident, attempts[-1]), succeeded=False)
-            attempts = attempts[:-1]
+        if attempt := incident.open_attempt:
+            self._admission.note_outcome(incident.workspace, retry_key(incident, attempt), succeeded=False)
+            ended = (replace(attempt, outcome=outcome, ended_at=self._parts.now()),) if outcome else ()
+            attempts = (*attempts[:-1], *ended)
         decision = incident.decision or unread_decision(incident.failure_id)
         decision = replace(
             decision,
             decision=DecisionKind.ESCALATE_EMAIL,
             reason=f"{decision.reason} {why}",
-            rules=(*decision.rules, f"policy.{rule}"),
+            rules=tuple(dict.fromkeys((*decision.rules, f"policy.{rule}"))),
             carried_out=True,
             not_carried_out_why="",
         )
@@ -206,7 +237,8 @@ class Incidents:
                 attempts=attempts,
                 decision=decision,
                 recipients=incident.recipients or self._parts.settings.escalation_emails,
-                state=IncidentState.DECIDED,
+                state=IncidentState.SKIPPED if self._parts.settings.dry_run else IncidentState.DECIDED,
+                ended_why=why if self._parts.settings.dry_run else "",
                 due_at=self._parts.now(),
             )
         )
@@ -227,6 +259,29 @@ class Incidents:
             else:
                 self.escalate(incident, why)
 
+    def escalate_unread(self, incident: Incident, error: PermanentError) -> None:
+        """Tell people of a run that Databricks refuses for good to show; of the same run once."""
+        if incident.decision and UNREAD in incident.decision.rules:
+            return
+        why = f"Databricks does not show what became of it: {refusal_of(error, needs='CAN_VIEW')}"
+        self.escalate(incident, why, rule="unread")
+
+    def note_wait(self, message: RetryMessage | EmailMessage | FailedRunMessage, until: datetime) -> None:
+        """Note with the incident how long its message waits, so that `follow_up` does not take it for lost.
+
+        A short wait is not worth a write, which might cost another worker its own.
+        """
+        incident = self._history.read_incident(message.workspace, message.run_id)
+        if (
+            incident is None
+            or incident.state.is_terminal
+            or incident.state is IncidentState.GATHERED  # it waits for a digest, not for a message
+            or message.failure_id in incident.past_failures
+        ):
+            return
+        if until - incident.due_at >= timedelta(minutes=self._parts.settings.stale_after_minutes) / 2:
+            self.save(replace(incident, due_at=until))
+
     # ── messages ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def send_failed(self, states: Sequence[RunState], source: str) -> None:
@@ -244,6 +299,14 @@ class Incidents:
         ]
         if messages:
             self._parts.queues.send(FAILED_RUNS, [OutgoingMessage(m.to_json(), m.message_id) for m in messages])
+
+    def send_unread(self, workspace: str, run_id: int, run: RunSummary | None) -> None:
+        """Send on, and remember, a run that may not be read; None = not even the list of ended runs has it."""
+        failure_id = unread_failure_id(workspace, run_id, run.end_time if run else None)
+        incident = self.new_unread(workspace, run_id, failure_id)
+        self._keep_first(replace(incident, job_id=run.job_id, failed_at=run.end_time) if run else incident)
+        message = FailedRunMessage(workspace=workspace, run_id=run_id, failure_id=failure_id, source="timer")
+        self._send(FAILED_RUNS, message, again=0)
 
     def send_action(self, incident: Incident, *, again: int = 0) -> None:
         """Send what the stored decision calls for. `again` makes the id a new one, for a repetition on purpose."""
@@ -300,8 +363,10 @@ class Incidents:
                 f"all actions are paused by {pause.by or 'somebody'}: {pause.why or 'no reason given'}", seconds=seconds
             )
 
-    def is_fresh(self, claimed_at: datetime) -> bool:
-        """Whether a write that was sent at that time may still arrive."""
+    def is_fresh(self, claimed_at: datetime | None) -> bool:
+        """Whether a write that was claimed at that time may still be sent, and may still arrive."""
+        if claimed_at is None:
+            return False
         return (self._parts.now() - claimed_at).total_seconds() < self._parts.settings.claim_settle_seconds
 
 
@@ -326,6 +391,13 @@ def email_message(incident: Incident) -> EmailMessage:
     )
 
 
+def refusal_of(error: PermanentError, *, needs: str) -> str:
+    """What Databricks answered, and the permission on the job that is missing, if it is that."""
+    if isinstance(error, NotAuthorisedError):
+        return f"{error}. The agent's identity needs {needs} on the job."
+    return str(error)
+
+
 def unread_decision(failure_id: FailureId) -> Decision:
     """The decision about a failure that could never be read: people must look."""
     return Decision(
@@ -335,7 +407,7 @@ def unread_decision(failure_id: FailureId) -> Decision:
         category=Category.UNKNOWN,
         reason="The failed run could not be read.",
         confidence=0.0,
-        rules=("policy.unread",),
+        rules=(UNREAD,),
         fingerprint="",
         excerpt="",
         cause="the run could not be read",

@@ -12,18 +12,26 @@ from shared.triage import experience
 from shared.triage.experience import Experience
 
 TRIES = 8
+SLACK_SECONDS = 15
 CHARACTERS_PER_TOKEN = 3
 """Low on purpose (English prose has about four): the cap is not to be passed."""
 
 
 class Learning:
-    """Reads and writes experience, with compare-and-swap. Losing a race costs a repetition, never an entry."""
+    """Reads and writes experience, with compare-and-swap. Losing a race costs a repetition, never an entry.
+
+    A question is begun before the model is asked and ended after, so that two workers with failures of one cause ask
+    once. One that was begun and not ended in the time that an answer can take is free again.
+    """
 
     def __init__(
         self, history: DecisionHistory, settings: Settings, now: Callable[[], datetime], guid: Callable[[], str]
     ) -> None:
         self._history = history
         self._window = timedelta(minutes=settings.ai_window_minutes)
+        self._longest_question = timedelta(
+            seconds=settings.azure_openai_timeout_seconds * (1 + settings.azure_openai_max_retries) + SLACK_SECONDS
+        )
         self._tokens_per_day = settings.ai_tokens_per_day
         self._now = now
         self._guid = guid
@@ -35,7 +43,31 @@ class Learning:
         """Whether the model was asked about this cause within the window, so that its answer is used again."""
         return known.was_asked_within(self._window, self._now())
 
+    def begin_question(self, workspace: str, fingerprint: str) -> Experience | None:
+        """Take the question about the cause; what is known of it then. None where somebody else has it in hand.
+
+        Where the model was asked meanwhile (`was_asked`), nothing was taken.
+        """
+        for _ in range(TRIES):
+            known = self._history.read_experience(workspace, fingerprint)
+            now = self._now()
+            if self.was_asked(known):
+                return known
+            if known.is_being_asked(now):
+                return None
+            taken = replace(known, asking_until=now + self._longest_question, write_guid=self._guid())
+            try:
+                return self._history.save_experience(taken)
+            except ConflictError:
+                continue
+        raise ConflictError(f"the experience with cause {fingerprint} changes too often")
+
+    def give_question_back(self, workspace: str, fingerprint: str) -> None:
+        """The model was not asked after all: the next one may do it."""
+        self._change(workspace, fingerprint, lambda known: replace(known, asking_until=None))
+
     def keep_answer(self, workspace: str, fingerprint: str, answer: Diagnosis | None) -> None:
+        """End the question: the answer, or that there was none, stands for the window."""
         self._change(workspace, fingerprint, lambda known: experience.note_answer(known, answer, self._now()))
 
     def note_result(self, workspace: str, key: str, decision: Decision, *, worked: bool) -> None:
@@ -49,14 +81,21 @@ class Learning:
 
     def reserve_tokens(self, characters: int) -> bool:
         """Book the tokens of a question of that length before it is asked; False where the cap would be passed."""
-        wanted = characters // CHARACTERS_PER_TOKEN + 1
+        return self._book(characters // CHARACTERS_PER_TOKEN + 1)
+
+    def return_tokens(self, characters: int) -> None:
+        """Take the booking of a question of that length back: the service refused it, so nothing was spent."""
+        self._book(-(characters // CHARACTERS_PER_TOKEN + 1))
+
+    def _book(self, tokens: int) -> bool:
         day = self._now().date().isoformat()
         for _ in range(TRIES):
             meter = self._history.read_token_meter(day)
-            if meter.used + wanted > self._tokens_per_day:
+            if tokens > 0 and meter.used + tokens > self._tokens_per_day:
                 return False
+            used = max(0, meter.used + tokens)  # midnight may have passed since they were booked
             try:
-                self._history.save_token_meter(replace(meter, used=meter.used + wanted, write_guid=self._guid()))
+                self._history.save_token_meter(replace(meter, used=used, write_guid=self._guid()))
             except ConflictError:
                 continue
             return True

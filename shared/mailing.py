@@ -1,23 +1,33 @@
-"""Step 4, mail: one mail for the first failure of a cause, digests for what follows; each with a key of its own."""
+"""Step 4, mail: one for the first failure of a cause, digests for what follows, one for a job that was left changed."""
 
 import hashlib
+import logging
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from shared import mail_groups
 from shared.domain import (
     AttemptOutcome,
+    Category,
     Decision,
+    DecisionKind,
     DigestMail,
     EscalationMail,
     Incident,
     IncidentState,
+    Lease,
+    LeaseNews,
+    LeaseReport,
+    SettingChange,
 )
 from shared.errors import OutcomeUnknownError, PermanentError, ThrottledError, TransientError
 from shared.incidents import Incidents, Parts
-from shared.mail_groups import MailBook, MailLimits
+from shared.mail_groups import MailBook, MailLimits, OpenDigest
 from shared.messages import EmailMessage
 from shared.settings import Settings
+from shared.triage.changes import place_and_name
+
+logger = logging.getLogger(__name__)
 
 
 class Mailing:
@@ -50,28 +60,44 @@ class Mailing:
             self._incidents.save(replace(incident, state=IncidentState.GATHERED, due_at=self._parts.now()))
             return
         if incident.mail_claim == key:
-            if self._incidents.is_fresh(incident.due_at):
+            if self._incidents.is_fresh(incident.mail_claimed_at):
                 raise OutcomeUnknownError(f"run {incident.run_id}: an earlier mail may be under way")
-            if self._parts.mails.was_accepted(key):
+            if self._was_accepted(incident, key):
                 self._mailed(incident, key)
                 return
+        now = self._parts.now()
         incident = self._incidents.save(
-            replace(incident, mail_claim=key, state=IncidentState.ACTING, due_at=self._parts.now())
+            replace(incident, mail_claim=key, mail_claimed_at=now, state=IncidentState.ACTING, due_at=now)
         )
         self._send(incident, decision, message.kind, key)
 
+    def _was_accepted(self, incident: Incident, key: str) -> bool:
+        try:
+            return self._parts.mails.was_accepted(key)
+        except PermanentError as error:
+            self._incidents.close(
+                incident, IncidentState.PARKED, f"it cannot be found out whether the mail was sent: {error}"
+            )
+            raise
+
     def _send(self, incident: Incident, decision: Decision, kind: str, key: str) -> None:
+        self._stop_if_claim_ran_out(key, incident.mail_claimed_at)
         try:
             self._parts.mails.send(mail_of(incident, decision, kind, key))
         except OutcomeUnknownError:
             raise
         except TransientError:
-            self._incidents.save(replace(incident, mail_claim="", state=IncidentState.DECIDED))
+            self._incidents.save(replace(incident, mail_claim="", mail_claimed_at=None, state=IncidentState.DECIDED))
             raise
         except PermanentError as error:
             self._incidents.close(incident, IncidentState.PARKED, f"the mail could not be sent: {error}")
             raise
         self._mailed(incident, key)
+
+    def _stop_if_claim_ran_out(self, key: str, claimed_at: datetime | None) -> None:
+        """Right before a mail is sent: another worker may be sending it since, so it is to be looked up again."""
+        if not self._incidents.is_fresh(claimed_at):
+            raise OutcomeUnknownError(f"mail {key}: the claim to send it has run out")
 
     def _mailed(self, incident: Incident, key: str) -> None:
         incident = replace(incident, mailed=(*incident.mailed, key))
@@ -122,25 +148,25 @@ class Mailing:
             book = self._save_book(mail_groups.reclaim_digest(book, now))
         reported = [gathered[run_id] for run_id in digest.run_ids if run_id in gathered]
         try:
-            self._send_parts(workspace, digest.number, reported, resumed=resumed)
+            self._send_parts(workspace, book.open_digest or digest, reported, resumed=resumed)
         except TransientError as error:
-            wait = error.retry_after_seconds if isinstance(error, ThrottledError) else None
-            seconds = wait if wait is not None else self._parts.settings.defer_base_seconds
-            self._save_book(mail_groups.put_off_digest(book, now + timedelta(seconds=seconds)))
+            self._save_book(mail_groups.put_off_digest(book, now + self._wait_after(error)))
             raise
         self._save_book(mail_groups.finish_digest(book))
         return True
 
-    def _send_parts(self, workspace: str, number: int, reported: list[Incident], *, resumed: bool) -> None:
+    def _send_parts(self, workspace: str, digest: OpenDigest, reported: list[Incident], *, resumed: bool) -> None:
         """One mail per group of recipients; each one's incidents are closed as soon as it is handed over."""
         groups: dict[tuple[str, ...], list[Incident]] = {}
         for incident in reported:
             groups.setdefault(incident.recipients, []).append(incident)
         for recipients, incidents in groups.items():
-            key = f"digest:{workspace}:{number}:{short_hash(recipients)}"
+            key = f"digest:{workspace}:{digest.number}:{short_hash(recipients)}"
             try:
                 if not (resumed and self._parts.mails.was_accepted(key)):
-                    self._parts.mails.send(self._digest_mail(workspace, key, recipients, incidents))
+                    mail = self._digest_mail(workspace, key, recipients, incidents)
+                    self._stop_if_claim_ran_out(key, digest.claimed_at)
+                    self._parts.mails.send(mail)
             except PermanentError as error:
                 for incident in incidents:
                     self._incidents.close(incident, IncidentState.PARKED, f"the mail could not be sent: {error}")
@@ -162,8 +188,106 @@ class Mailing:
             recovered=sum(incident.state is IncidentState.RECOVERED for incident in closed),
         )
 
+    # ── leases ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def report_lease(self, lease: Lease) -> bool:
+        """Send what people are to be told about a lease, once. Whether anything was done."""
+        report = lease.report
+        if report is None or self._parts.now() < report.due:
+            return False
+        incident = self._parts.history.read_incident(lease.workspace, lease.run_id)
+        if incident is None:
+            raise PermanentError(f"no incident for run {lease.run_id}: there is nobody to tell about its lease")
+        self._incidents.stop_if_paused()
+        mail = self._lease_mail(lease, report.news, incident)
+        if not (report.claimed and self._need_not_be_sent(lease, mail)):
+            lease = self._send_about(lease, report, mail)
+        self._save_lease(replace(lease, report=None, reported=(*lease.reported, report.news)))
+        self._incidents.record(incident, "lease_reported", news=str(report.news), recipients=len(mail.recipients))
+        return True
+
+    def _need_not_be_sent(self, lease: Lease, mail: EscalationMail) -> bool:
+        """Whether the mail was accepted earlier, or that can never be found out."""
+        try:
+            return self._parts.mails.was_accepted(mail.key)
+        except PermanentError as error:
+            log_given_up(lease, error)
+            return True
+
+    def _send_about(self, lease: Lease, report: LeaseReport, mail: EscalationMail) -> Lease:
+        """Claim, send; the lease as it is stored then. A mail that can never be sent is given up, and logged."""
+        settles = timedelta(seconds=self._parts.settings.claim_settle_seconds)
+        now = self._parts.now()
+        lease = self._save_lease(replace(lease, report=replace(report, claimed=True, due=now + settles)))
+        self._stop_if_claim_ran_out(mail.key, now)
+        try:
+            self._parts.mails.send(mail)
+        except OutcomeUnknownError:
+            raise
+        except TransientError as error:
+            due = self._parts.now() + self._wait_after(error)
+            self._save_lease(replace(lease, report=replace(report, claimed=False, due=due)))
+            raise
+        except PermanentError as error:
+            log_given_up(lease, error)
+        return lease
+
+    def _lease_mail(self, lease: Lease, news: LeaseNews, incident: Incident) -> EscalationMail:
+        cause, reason = LEASE_TEXTS[news]
+        concerned = lease.changes if news is LeaseNews.REFUSED else changed_by_others(lease)
+        values = "; ".join(map(value_of_lease, (change for change in concerned if change.edits_job)))
+        decision = Decision(
+            failure_id=incident.failure_id,
+            decision=DecisionKind.ESCALATE_EMAIL,
+            recommended=DecisionKind.ESCALATE_EMAIL,
+            category=Category.CONFIGURATION,
+            reason=f"{reason} {values}",
+            confidence=1.0,
+            rules=(f"lease.{news}",),
+            fingerprint="",
+            excerpt=lease.refusal if news is LeaseNews.REFUSED else "",
+            cause=cause,
+        )
+        incident = replace(incident, recipients=incident.recipients or self._parts.settings.escalation_emails)
+        key = f"lease:{lease.workspace}:{lease.job_id}:{lease.run_id}:{lease.attempt}:{news}"
+        return mail_of(incident, decision, "lease", key)
+
+    def _save_lease(self, lease: Lease) -> Lease:
+        return self._parts.history.save_lease(replace(lease, write_guid=self._parts.guid()))
+
+    def _wait_after(self, error: TransientError) -> timedelta:
+        """As long as the service asks for, else as long as is usual."""
+        wait = error.retry_after_seconds if isinstance(error, ThrottledError) else None
+        return timedelta(seconds=wait if wait is not None else self._parts.settings.defer_base_seconds)
+
     def _save_book(self, book: MailBook) -> MailBook:
         return self._parts.history.save_mail_book(replace(book, write_guid=self._parts.guid()))
+
+
+LEASE_TEXTS = {
+    LeaseNews.REFUSED: (
+        "the job's settings could not be put back after a retry",
+        "For a retry of this run the job's settings were changed, and Databricks refuses to take the old values back."
+        " The agent goes on trying once an hour. Please put them back by hand, where they are still those of the"
+        " retry:",
+    ),
+    LeaseNews.LEFT: (
+        "settings of the job were changed by somebody during a retry, and left so",
+        "For a retry of this run the job's settings were changed. Somebody has changed these since, so they were not"
+        " put back; please look whether they are as they should be:",
+    ),
+}
+"""Cause and reason of the mails about a lease; the values follow."""
+
+
+def changed_by_others(lease: Lease) -> tuple[SettingChange, ...]:
+    return tuple(change for change in lease.changes if place_and_name(change) in lease.foreign)
+
+
+def value_of_lease(change: SettingChange) -> str:
+    """`job cluster main: new_cluster.num_workers (2 before, 4 for the retry)`."""
+    old = "not set" if change.old is None else change.old
+    return f"{place_and_name(change)} ({old} before, {change.new} for the retry)"
 
 
 def mail_limits(settings: Settings) -> MailLimits:
@@ -195,6 +319,13 @@ def mail_of(incident: Incident, decision: Decision, kind: str, key: str) -> Esca
         attempts=incident.attempts,
         recipients=incident.recipients,
         mode=incident.mode,
+    )
+
+
+def log_given_up(lease: Lease, error: PermanentError) -> None:
+    logger.error(
+        "mail about a changed job could not be sent",
+        extra={"workspace": lease.workspace, "job_id": lease.job_id, "reason": str(error)},
     )
 
 

@@ -1,12 +1,13 @@
-"""The history in memory, for as long as the process lives; and what both histories mean by a write of one's own."""
+"""The history in memory, for as long as the process lives; and what both histories mean by their own and by old."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, replace
-from datetime import datetime
-from itertools import count
+from datetime import UTC, datetime
+from itertools import count, islice
+from typing import Any
 
-from shared.domain import Event, Incident, Lease, LeaseState, Pause, ScanState
+from shared.domain import AttemptKind, Event, Incident, Lease, LeaseState, Pause, ScanState
 from shared.errors import ConflictError
 from shared.mail_groups import MailBook
 from shared.triage.experience import Experience, TokenMeter
@@ -123,9 +124,12 @@ class InMemoryDecisionHistory:
         return self._save(self._leases, (lease.workspace, lease.job_id), lease)
 
     def open_leases(self, workspace: str) -> list[Lease]:
+        return [lease for lease in self.followed_leases(workspace) if lease.state is not LeaseState.CLOSED]
+
+    def followed_leases(self, workspace: str) -> list[Lease]:
         with self._lock:
-            leases = [lease for (of, _), lease in sorted(self._leases.items()) if of == workspace]
-        return [lease for lease in leases if lease.state is not LeaseState.CLOSED]
+            leases = [lease for (of, _), lease in self._leases.items() if of == workspace and lease.is_followed]
+        return sorted(leases, key=lambda lease: lease.job_id)
 
     def read_experience(self, workspace: str, fingerprint: str) -> Experience:
         return self._experience.get((workspace, fingerprint), Experience(workspace, fingerprint))
@@ -145,6 +149,32 @@ class InMemoryDecisionHistory:
     def save_pause(self, pause: Pause) -> None:
         self._pause = pause
 
+    def delete_older_than(self, workspace: str, before: datetime, *, limit: int) -> int:
+        with self._lock:
+            old = list(islice(self._old_rows(workspace, before), limit))
+            for rows, key in old:
+                del rows[key]
+        return len(old)
+
+    def _old_rows(self, workspace: str, before: datetime) -> Iterator[tuple[MutableMapping[Any, Any], object]]:
+        """Keys to delete, each with what it is in. What belongs to an incident comes before it."""
+        for (of, run_id), incident in self._incidents.items():
+            if of == workspace and incident.state.is_terminal and incident.updated_at < before:
+                yield from ((self._events, key) for key in self._events if key[:2] == (workspace, run_id))
+                links = ((workspace, linked) for linked in linked_runs(incident))
+                yield from ((self._links, link) for link in links if self._links.get(link) == run_id)
+                yield self._incidents, (workspace, run_id)
+        for event_key in self._events:
+            of, run_id, at, _ = event_key
+            if of == workspace and run_id < 0 and at < before:  # audits: of no run
+                yield self._events, event_key
+        for lease_key, lease in self._leases.items():
+            if lease_key[0] == workspace and ended_before(lease, before):
+                yield self._leases, lease_key
+        yield from ((self.rejected, key) for key, rejected in self.rejected.items() if rejected.at < before)
+        today = f"{before.astimezone(UTC):%Y-%m-%d}"
+        yield from ((self._token_meters, day) for day in self._token_meters if day < today)
+
     def _new_etag(self) -> str:
         return f"memory-{next(self._etags)}"
 
@@ -161,6 +191,17 @@ def own_earlier_write[T: (Incident, Safeguards, MailBook, Lease, Experience, Tok
     if stored is not None and value.write_guid and replace(stored, etag=value.etag) == value:
         return stored
     raise ConflictError(f"{described(value)} was changed by somebody else: read it again")
+
+
+def ended_before(lease: Lease, before: datetime) -> bool:
+    """Whether nothing is to be done about a lease any more, and nothing was since that time."""
+    return not lease.is_followed and (lease.looked_at or lease.restored_at or lease.planned_at) < before
+
+
+def linked_runs(incident: Incident) -> list[int]:
+    """The runs that lead to an incident, as far as it knows them."""
+    started = (a.effect_id for a in incident.attempts if a.kind is AttemptKind.RUN_NOW and a.effect_id)
+    return sorted({incident.watched_run_id, *started} - {incident.run_id})
 
 
 def described(value: Incident | Safeguards | MailBook | Lease | Experience | TokenMeter) -> str:

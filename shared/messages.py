@@ -11,11 +11,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.domain import FailureId
 from shared.errors import InvalidMessageError
+from shared.queue_names import EMAILS, FAILED_RUNS, QUEUES, RETRIES
 
-FAILED_RUNS = "failed-runs"
-RETRIES = "retries"
-EMAILS = "emails"
-QUEUES = (FAILED_RUNS, RETRIES, EMAILS)
+__all__ = [
+    "EMAILS",
+    "FAILED_RUNS",
+    "MAX_MESSAGE_ID_LENGTH",
+    "QUEUES",
+    "RETRIES",
+    "EmailMessage",
+    "FailedRunMessage",
+    "QueueMessage",
+    "RetryMessage",
+    "bounded_id",
+]
 
 MAX_MESSAGE_ID_LENGTH = 128
 

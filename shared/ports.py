@@ -72,7 +72,15 @@ class JobRuns(Protocol):
         """
         ...
 
-    def run_now(self, workspace: str, job_id: int, *, token: str, job_parameters: Mapping[str, str]) -> int:
+    def run_now(
+        self,
+        workspace: str,
+        job_id: int,
+        *,
+        token: str,
+        job_parameters: Mapping[str, str],
+        performance_target: str | None = None,
+    ) -> int:
         """Start a new run of the job; its run id. The same token gives the same run, however often it is sent."""
         ...
 
@@ -96,7 +104,7 @@ class JobRuns(Protocol):
 class Diagnoser(Protocol):
     """A language model that chooses from closed lists."""
 
-    def diagnose(self, evidence: Evidence, *, facts: Mapping[str, str], by_rules: Diagnosis) -> Diagnosis | None:
+    def diagnose(self, evidence: Evidence, *, facts: Mapping[str, str]) -> Diagnosis | None:
         """What the model makes of the evidence; None where its answer is void (refused, filtered, broken, unquoted).
 
         `facts` are trusted short values (task type, termination code, compute kind). Raises TransientError or
@@ -113,7 +121,7 @@ class EmailSender(Protocol):
         ...
 
     def was_accepted(self, key: str) -> bool:
-        """Whether the mail with that key was handed over earlier, as the service itself remembers."""
+        """Whether the mail with that key was handed over earlier, as the service itself remembers. Raises as `send`."""
         ...
 
 
@@ -131,12 +139,16 @@ class ActionQueues(Protocol):
     """The queues between the steps."""
 
     def send(self, queue: str, messages: Sequence[OutgoingMessage]) -> None:
-        """Send all, or raise TransientError; a part may have been accepted, so ids must make a repetition harmless."""
+        """Send all, or raise TransientError; a part may have been accepted, so ids must make a repetition harmless.
+
+        A refusal is one of these too, StoreRefusedError: whatever the queues answer, it is no answer of Databricks.
+        """
         ...
 
 
 class DecisionHistory(Protocol):
-    """The authority on what was decided and done. Raises TransientError where it cannot be reached.
+    """The authority on what was decided and done. Raises TransientError where it cannot be reached, StoreRefusedError
+    (a TransientError too) where it refuses: without it nothing can be done, so steps wait for it whatever it answers.
 
     Writes are guarded by ETags. A refused write (409, 412) whose stored row carries the `write_guid` of the value just
     written is our own write that an earlier try had made: it counts as success. Any other refusal is ConflictError.
@@ -202,6 +214,10 @@ class DecisionHistory(Protocol):
         """All leases that are not closed."""
         ...
 
+    def followed_leases(self, workspace: str) -> list[Lease]:
+        """The open ones, and closed ones whose job is looked at again because an update had no answer."""
+        ...
+
     def read_experience(self, workspace: str, fingerprint: str) -> Experience:
         """What is known of a cause; a fresh one (etag empty) where nothing is."""
         ...
@@ -213,6 +229,15 @@ class DecisionHistory(Protocol):
         ...
 
     def save_token_meter(self, meter: TokenMeter) -> TokenMeter: ...
+
+    def delete_older_than(self, workspace: str, before: datetime, *, limit: int) -> int:
+        """Delete at most so many rows that ended before the time; how many were deleted. Experience stays.
+
+        Of the workspace: incidents in a terminal state that last changed before it, with their links and events; events
+        of no run (audits); leases that are closed and not followed. Of all workspaces: rejected messages, token meters.
+        A row that is changed meanwhile stays, so that an incident that opens again does.
+        """
+        ...
 
     def read_pause(self) -> Pause: ...
 

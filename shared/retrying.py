@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
 
 from shared.admission import Admission
 from shared.domain import (
@@ -23,7 +22,7 @@ from shared.errors import (
     RepairRefusedError,
     RunNotFoundError,
 )
-from shared.incidents import Incidents, Parts, retry_key
+from shared.incidents import Incidents, Parts, refusal_of, retry_key
 from shared.leasing import Leasing
 from shared.messages import RetryMessage
 from shared.triage import changes
@@ -43,14 +42,19 @@ class Retrying:
         limits: Limits,
         *,
         may_start_runs: bool = True,
+        may_lease_jobs: bool = True,
     ) -> None:
-        """`may_start_runs` False = only repairs: without a lasting history nothing counts the runs started."""
+        """`may_start_runs` False = only repairs: without a lasting history nothing counts the runs started.
+
+        `may_lease_jobs` False = no job is changed: without `follow_up` nothing would put it back.
+        """
         self._parts = parts
         self._incidents = incidents
         self._admission = admission
         self._leasing = leasing
         self._limits = limits
         self._may_start_runs = may_start_runs
+        self._may_lease_jobs = may_lease_jobs
 
     def retry_run(self, message: RetryMessage) -> None:
         """Make the retry, or look up what became of an earlier try to make it."""
@@ -71,24 +75,30 @@ class Retrying:
         self._incidents.stop_if_paused()
         try:
             run = self._parts.runs.read_state(incident.workspace, incident.watched_run_id)
+            done_by_another = self._no_longer_wanted(run)
         except RunNotFoundError as error:
-            self._incidents.close(incident, IncidentState.SKIPPED, f"the run is gone: {error}")
+            self._gone(incident, error)
+            return
+        except PermanentError as error:
+            self._incidents.escalate_unread(incident, error)
             return
         if incident.state is IncidentState.DECIDED:
-            if claimed := self._claim_or_wait(incident, decision, run):
+            if claimed := self._claim(incident, decision, run, done_by_another):
                 self._carry_out(claimed, decision, run, doubtful=False)
         else:
-            self._resume(incident, decision, run)
+            self._resume(incident, decision, run, done_by_another)
 
-    def _claim_or_wait(self, incident: Incident, decision: Decision, run: RunState) -> Incident | None:
-        """Note with the incident how long it waits, so that `follow_up` does not take its message for lost."""
-        try:
-            return self._claim(incident, decision, run)
-        except HeldError as held:
-            self._incidents.save(replace(incident, due_at=self._parts.now() + timedelta(seconds=held.seconds)))
-            raise
+    def _gone(self, incident: Incident, error: RunNotFoundError) -> None:
+        """The run or its job was deleted."""
+        why = f"the run is gone: {error}"
+        if incident.open_attempt:
+            self._incidents.end_attempt(incident, AttemptOutcome.GONE, IncidentState.SKIPPED, why)
+        else:
+            self._incidents.close(incident, IncidentState.SKIPPED, why)
 
-    def _claim(self, incident: Incident, decision: Decision, run: RunState) -> Incident | None:
+    def _claim(
+        self, incident: Incident, decision: Decision, run: RunState, done_by_another: StandDown | None
+    ) -> Incident | None:
         """The first try: is it still wanted, may it be made now, and then the claim before anything is done.
 
         None where it is not made.
@@ -96,17 +106,24 @@ class Retrying:
         if run.is_active or not run.is_failed or run.failure_id != incident.failure_id:
             self._incidents.close(incident, IncidentState.SKIPPED, "repaired by somebody else before the retry")
             return None
-        if reason := self._no_longer_wanted(run):
-            self._incidents.close(incident, IncidentState.SKIPPED, reason.reason)
+        if done_by_another:
+            self._incidents.close(incident, IncidentState.SKIPPED, done_by_another.reason)
             return None
         if run.end_time and self._parts.now() - run.end_time > self._limits.max_failure_age:
             hours = self._limits.max_failure_age.total_seconds() / 3600
             why = f"The retry waited until the failure was more than {hours:g} hours old."
             self._incidents.escalate(incident, why, rule="too_old")
             return None
-        edits_job = changes.edits_job(decision.setting_changes)
-        if edits_job:
-            self._leasing.wait_for_free_job(incident)
+        if changes.edits_job(decision.setting_changes):
+            if not self._may_lease_jobs:
+                why = "A pass without queues does not change jobs: nothing would put the settings back."
+                self._incidents.escalate(incident, why, rule="no_lease")
+                return None
+            try:
+                self._leasing.wait_for_free_job(incident)
+            except PermanentError as error:
+                self._incidents.escalate(incident, str(error), rule="lease_stuck")
+                return None
         attempt = Attempt(
             number=len(incident.attempts) + 1,
             kind=AttemptKind.REPAIR,
@@ -128,7 +145,7 @@ class Retrying:
             )
         )
 
-    def _resume(self, incident: Incident, decision: Decision, run: RunState) -> None:
+    def _resume(self, incident: Incident, decision: Decision, run: RunState, done_by_another: StandDown | None) -> None:
         """A claim is stored, so an earlier try may have landed. A repair that shows is taken for it."""
         attempt = incident.open_attempt
         if attempt is None:
@@ -138,6 +155,11 @@ class Retrying:
             return
         if self._incidents.is_fresh(attempt.claimed_at):
             raise OutcomeUnknownError(f"run {run.run_id}: an earlier repair request may still arrive")
+        # A new run of ours would look like somebody else's here.
+        if attempt.kind is AttemptKind.REPAIR and done_by_another:
+            why = done_by_another.reason
+            self._incidents.end_attempt(incident, AttemptOutcome.SUPERSEDED, IncidentState.SKIPPED, why)
+            return
         self._carry_out(incident, decision, run, doubtful=True)
 
     def _no_longer_wanted(self, run: RunState) -> StandDown | None:
@@ -170,49 +192,58 @@ class Retrying:
         `doubtful` = an earlier try under the same claim may have landed. Sending once more is safe: a repair carries
         the same frozen repair id, a run-now the same token, a lease the same values.
         """
+        may_be_started = doubtful and incident.attempts[-1].kind is AttemptKind.RUN_NOW  # a repair would show by now
         try:
             if changes.edits_job(decision.setting_changes):
                 self._leasing.apply(incident, incident.attempts[-1].number, decision.setting_changes)
             incident, effect_id = self._rerun(incident, decision, run)
+            if effect_id is None:
+                effect_id = self._run_now(incident, decision, run)
         except RepairRefusedError as error:
             self._after_refusal(incident, decision, error, doubtful=doubtful)
             return
         except RunNotFoundError as error:
-            self._incidents.end_attempt(
-                incident, AttemptOutcome.GONE, IncidentState.SKIPPED, f"the run is gone: {error}"
-            )
+            self._gone(incident, error)
             return
         except PermanentError as error:
-            self._incidents.escalate(incident, f"The retry was not possible: {error}")
+            needs = "CAN_MANAGE" if changes.edits_job(decision.setting_changes) else "CAN_MANAGE_RUN"
+            why = f"The retry was not possible: {refusal_of(error, needs=needs)}"
+            if may_be_started:
+                why += " Whether an earlier request has started a new run is not known: please look."
+            self._incidents.escalate(incident, why, outcome=AttemptOutcome.UNKNOWN if may_be_started else None)
             return
         self._retrying(incident, effect_id)
 
-    def _rerun(self, incident: Incident, decision: Decision, run: RunState) -> tuple[Incident, int]:
-        """Repair the run, or start a new one where a repair is impossible."""
+    def _rerun(self, incident: Incident, decision: Decision, run: RunState) -> tuple[Incident, int | None]:
+        """Repair the run. None for the repair's id where that is impossible: it is noted that a new run is started."""
         attempt = incident.attempts[-1]
-        parameters = {**run.job_parameters, **changes.parameters_of(decision.setting_changes)}
-        if attempt.kind is AttemptKind.REPAIR:
-            try:
-                return incident, self._parts.runs.repair_run(
-                    incident.workspace,
-                    run.run_id,
-                    latest_repair_id=decision.latest_repair_id,
-                    job_parameters=parameters,
-                    legacy_parameters=run.legacy_parameters,
-                    performance_target=changes.performance_target(decision.setting_changes),
-                )
-            except RepairImpossibleError:
-                if run.job_id is None or not self._may_start_runs:
-                    raise
-                attempt = replace(attempt, kind=AttemptKind.RUN_NOW)
-                incident = self._incidents.save(replace(incident, attempts=(*incident.attempts[:-1], attempt)))
-        return incident, self._run_now(incident, attempt, run, parameters)
+        if attempt.kind is AttemptKind.RUN_NOW:
+            return incident, None
+        try:
+            return incident, self._parts.runs.repair_run(
+                incident.workspace,
+                run.run_id,
+                latest_repair_id=decision.latest_repair_id,
+                job_parameters=parameters_of(run, decision),
+                legacy_parameters=run.legacy_parameters,
+                performance_target=changes.performance_target(decision.setting_changes),
+            )
+        except RepairImpossibleError:
+            if run.job_id is None or not self._may_start_runs:
+                raise
+            attempt = replace(attempt, kind=AttemptKind.RUN_NOW)
+            return self._incidents.save(replace(incident, attempts=(*incident.attempts[:-1], attempt))), None
 
-    def _run_now(self, incident: Incident, attempt: Attempt, run: RunState, parameters: Mapping[str, str]) -> int:
-        """A new run where a repair is impossible. The token makes a repetition return the same run."""
+    def _run_now(self, incident: Incident, decision: Decision, run: RunState) -> int:
+        """Start a new run; its id. The token makes a repetition return the same run."""
         assert run.job_id is not None
-        token = f"{incident.run_id}:{attempt.number}"
-        new_run_id = self._parts.runs.run_now(incident.workspace, run.job_id, token=token, job_parameters=parameters)
+        new_run_id = self._parts.runs.run_now(
+            incident.workspace,
+            run.job_id,
+            token=retry_key(incident, incident.attempts[-1]),
+            job_parameters=parameters_of(run, decision),
+            performance_target=changes.performance_target(decision.setting_changes),
+        )
         self._parts.history.link_run(incident.workspace, new_run_id, incident_run_id=incident.run_id)
         return new_run_id
 
@@ -245,3 +276,8 @@ class Retrying:
             )
         )
         self._incidents.record(incident, "retried", attempt=attempt.number, how=str(attempt.kind), effect_id=effect_id)
+
+
+def parameters_of(run: RunState, decision: Decision) -> Mapping[str, str]:
+    """The run's own job parameters, with those that the decision changes."""
+    return {**run.job_parameters, **changes.parameters_of(decision.setting_changes)}

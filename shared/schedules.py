@@ -2,3 +2,4 @@
 
 FIND_FAILURES = "0 */5 * * * *"
 FOLLOW_UP = "30 * * * * *"
+AUDIT = "0 20 * * * *"

@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     tables_endpoint: str = Field("", description="Table service URL, for the Entra identity.")
     tables_connection_string: str = Field("", description="Connection string (local only).")
     table_prefix: str = Field("failureagent", pattern=r"^[a-z][a-z0-9]{0,40}$", description="Start of table names.")
+    history_days: int = Field(400, ge=60, description="Older closed incidents are deleted.")
     azure_client_id: str = Field("", description="Client id of the user-assigned identity.")
 
     # What it may do
@@ -95,11 +96,15 @@ class Settings(BaseSettings):
     # When
     find_failures_schedule: str = Field(schedules.FIND_FAILURES, description="NCRONTAB, UTC.")
     follow_up_schedule: str = Field(schedules.FOLLOW_UP, description="NCRONTAB, UTC.")
+    audit_schedule: str = Field(schedules.AUDIT, description="NCRONTAB, UTC.")
     backoff_base_seconds: float = Field(30, gt=0, description="First retry waits up to this long; it doubles.")
     backoff_cap_seconds: float = Field(900, gt=0, description="Longest wait before a retry.")
     defer_base_seconds: float = Field(60, gt=0, description="First wait when a service cannot answer; it doubles.")
     defer_cap_seconds: float = Field(900, gt=0, description="Longest such wait.")
     defer_give_up_hours: float = Field(24, gt=0, description="After so long the incident is parked and mailed.")
+    invocation_seconds: float = Field(
+        240, ge=10, le=540, description="A function stops by itself after so long; the host ends it after 600."
+    )
     claim_settle_seconds: float = Field(60, gt=0, description="So long an unanswered write may still arrive.")
     pause_check_seconds: float = Field(300, gt=0, description="How often held messages look whether they may go on.")
     stale_after_minutes: float = Field(30, gt=0, description="An incident this late is sent again.")

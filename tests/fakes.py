@@ -110,6 +110,7 @@ class RunStarted:
     run_id: int
     token: str
     job_parameters: Mapping[str, str]
+    performance_target: str | None = None
 
 
 @fault_injectable(ports.JobRuns)
@@ -234,11 +235,19 @@ class FakeJobRuns:
         self.put_state(_running(replace(run, repairs=repairs)))
         return repair_id
 
-    def run_now(self, workspace: str, job_id: int, *, token: str, job_parameters: Mapping[str, str]) -> int:
+    def run_now(
+        self,
+        workspace: str,
+        job_id: int,
+        *,
+        token: str,
+        job_parameters: Mapping[str, str],
+        performance_target: str | None = None,
+    ) -> int:
         if token in self.tokens:
             return self.tokens[token]
         run_id = self.tokens[token] = 5001 + len(self.started)
-        self.started.append(RunStarted(workspace, job_id, run_id, token, dict(job_parameters)))
+        self.started.append(RunStarted(workspace, job_id, run_id, token, dict(job_parameters), performance_target))
         run = build_run_state(
             workspace=workspace,
             run_id=run_id,
@@ -308,7 +317,6 @@ class Question:
 
     evidence: Evidence
     facts: Mapping[str, str]
-    by_rules: Diagnosis
 
 
 @fault_injectable(ports.Diagnoser)
@@ -320,8 +328,8 @@ class FakeDiagnoser:
         self.answer = answer
         self.asked: list[Question] = []
 
-    def diagnose(self, evidence: Evidence, *, facts: Mapping[str, str], by_rules: Diagnosis) -> Diagnosis | None:
-        self.asked.append(Question(evidence, dict(facts), by_rules))
+    def diagnose(self, evidence: Evidence, *, facts: Mapping[str, str]) -> Diagnosis | None:
+        self.asked.append(Question(evidence, dict(facts)))
         return self.answer
 
 

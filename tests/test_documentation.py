@@ -12,6 +12,7 @@ from shared.settings import Settings, environment_name
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 HOST_SETTINGS = {"AzureWebJobsStorage", "FUNCTIONS_WORKER_RUNTIME", "PYTHON_THREADPOOL_THREAD_COUNT"}
 
 
@@ -20,11 +21,11 @@ def setting_names() -> set[str]:
 
 
 def settings_table() -> dict[str, tuple[str, str]]:
-    rows = re.findall(r"^\| `([A-Za-z_]+)` \| (.*?) \| (.*?) \|$", README.partition("## Settings")[2], re.MULTILINE)
+    rows = re.findall(r"^\| `([A-Za-z_]+)` \| (.*?) \| (.*?) \|$", SETTINGS, re.MULTILINE)
     return {name: (default.strip("`"), meaning) for name, default, meaning in rows}
 
 
-def test_readme_names_every_setting_with_its_default_and_meaning() -> None:
+def test_the_settings_page_names_every_setting_with_its_default_and_meaning() -> None:
     table = settings_table()
     assert set(table) == setting_names()
     for name, field in Settings.model_fields.items():
@@ -48,10 +49,27 @@ def test_readme_names_every_command() -> None:
     assert set(re.findall(r"`agent ([a-z]+)`", README)) == set(commands)
 
 
+def test_settings_and_tags_named_in_the_pages_exist() -> None:
+    pages = README + (ROOT / "docs" / "runbook.md").read_text()
+    words = set(re.findall(r"`([A-Z]{2,}(?:_[A-Z]+)+)(?:=[^`]*)?`", pages))
+    decisions = {"RETRY_WITH_PARAMS", "ESCALATE_EMAIL"}
+    azd = set(re.findall(r"azd env set ([A-Z_]+)", README))
+    assert words - decisions - azd <= setting_names()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/runbook.md", "docs/settings.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_links_and_paths_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    links = {link.partition("#")[0] for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text)} - {""}
+    paths = set(re.findall(r"`((?:shared|functions|agent|local|tests|infra|deploy|docs)/[\w./-]+)`", text))
+    assert not {link for link in links if not ((ROOT / page).parent / link).exists()}
+    assert not {path for path in paths if not (ROOT / path).exists()}
+
+
 def test_readme_is_short_enough_to_be_read() -> None:
     assert len(README.splitlines()) <= 200
 
 
-@pytest.mark.parametrize("verb", ["setup", "demo", "test", "test-long", "check", "lock"])
+@pytest.mark.parametrize("verb", ["setup", "demo", "test", "test-long", "check", "infra-check", "audit", "lock"])
 def test_make_knows_the_verbs(verb: str) -> None:
     assert re.search(rf"^{verb}:", (ROOT / "Makefile").read_text(), re.MULTILINE)

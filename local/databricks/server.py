@@ -1,7 +1,8 @@
 """The HTTP face of the stand-in workspace: the routes of the Databricks REST API that a caretaker of jobs needs.
 
 Imitated under 2.0, 2.1 and 2.2 alike: jobs/runs/list, get, get-output, repair, cancel; jobs/get, list, run-now, update;
-clusters/get, events, list-node-types; policies/clusters/get; pipelines/ID/events; sql/history/queries; the SCIM "Me".
+clusters/get, events, list-node-types; policies/clusters/get; pipelines/ID/events; sql/history/queries; the SCIM "Me"
+and permissions/TYPE/ID (see ``rights.py``).
 Every bearer token is good but two: ``bad-token`` gets 403, ``read-only`` gets 403 for every write.
 
 Effects (writes that were asked for) have these keys:
@@ -39,6 +40,7 @@ from local.databricks import answers
 from local.databricks.answers import Answers
 from local.databricks.job_settings import Json, updated
 from local.databricks.node_types import NODE_TYPES
+from local.databricks.rights import Rights
 from local.databricks.scenario import parse_scenario
 from local.databricks.workspace import (
     RepairRequest,
@@ -98,6 +100,9 @@ class DatabricksStandin:
     clock: Callable[[], float] = time.time
     calls: Counter[str] = field(default_factory=Counter)
 
+    def __post_init__(self) -> None:
+        self.rights = Rights(self.workspace)
+
     def load(self, scenario: dict[str, object]) -> dict[str, object]:
         """Load a scenario now; raises ValueError if it is not valid or takes an id twice."""
         return self.workspace.load(parse_scenario(scenario), self.clock())
@@ -123,7 +128,7 @@ class DatabricksStandin:
                 web.get(f"{API}/policies/clusters/get", self.get_policy),
                 web.get(f"{API}/pipelines/{{pipeline_id}}/events", self.list_pipeline_events),
                 web.get(f"{API}/sql/history/queries", self.list_queries),
-                web.get(f"{API}/preview/scim/v2/Me", self.get_me),
+                *self.rights.routes(API),
                 web.get("/_standin/calls", self.get_calls),
                 web.post("/_standin/calls/reset", self.reset_calls),
                 web.get("/_standin/jobs/{job_id}", self.get_job_as_it_is),
@@ -243,7 +248,9 @@ class DatabricksStandin:
     async def get_job(self, request: web.Request) -> web.Response:
         """GET jobs/get."""
         offset = _number(request.query, "page_token") or 0
-        answer = answers.job(self.workspace.job(_required_number(request.query, "job_id")), with_arrays=True)
+        job_id = _required_number(request.query, "job_id")
+        self.rights.check_may_view(job_id, request)
+        answer = answers.job(self.workspace.job(job_id), with_arrays=True)
         answer["settings"], more = answers.page_arrays(answer["settings"], SETTINGS_ARRAYS, offset)
         if more:
             answer["next_page_token"] = str(offset + answers.ARRAY_PAGE)
@@ -257,7 +264,7 @@ class DatabricksStandin:
         found = [
             job
             for job in self.workspace.jobs_from(_number(query, "page_token") or 0)
-            if name in ("", str(job.settings["name"]).lower())
+            if name in ("", str(job.settings["name"]).lower()) and self.rights.may_view(job.job_id, request)
         ]
         jobs = []
         for job in found[:limit]:
@@ -350,11 +357,6 @@ class DatabricksStandin:
     async def list_queries(self, _request: web.Request) -> web.Response:
         """GET sql/history/queries: all queries of the scenario."""
         return web.json_response({"res": self.workspace.queries, "has_next_page": False})
-
-    async def get_me(self, _request: web.Request) -> web.Response:
-        """GET preview/scim/v2/Me."""
-        me = {"id": "7001", "userName": "failure-agent@example.com", "displayName": "failure-agent", "active": True}
-        return web.json_response(me, headers={"X-Databricks-Org-Id": self.workspace.workspace_id})
 
     # Control
 

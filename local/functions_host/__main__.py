@@ -97,6 +97,7 @@ async def serve(app_folder: Path, port: int, function_key: str | None, out: Text
     from .host import Host
     from .worker import index_app
 
+    os.environ.setdefault("AZURE_FUNCTIONS_ENVIRONMENT", "Development")  # as Core Tools do: the app is going to run
     configuration = read_host_json(app_folder)
     functions = await index_app(app_folder)
     host = Host(functions, configuration, function_key)

@@ -421,7 +421,8 @@ def _without_instruction(line: str) -> str:
 
 _PLATFORM_RECORD = re.compile(
     r"\b(?:update_progress|flow_progress|user_action|create_update|pipeline_progress|maintenance_progress|taskinstance"
-    r"|run ?group|pipeline ?run|activity ?run|run history|repair history"
+    r"|local_task_job\w*|update \S+ (?:is |was )?cancell?ed|run ?group|pipeline ?run|activity ?run|run history"
+    r"|repair history"
     r"|airflow|scheduler|dagster|prefect|orchestrator|controller|data ?factory|adf|databricks"
     r"|job[_ ]?run|jobs?|audit)\b",
     re.IGNORECASE,
@@ -450,6 +451,13 @@ def _status_text(symptoms: Symptoms) -> str:
     return "\n".join(_status_part(line) for line in lines if not line.startswith(_OWN_WORDS))
 
 
+_OF_CODE = re.compile(
+    r"\b(?:AssertionError|KeyError|IndexError|TypeError|AttributeError|NameError|JSONDecodeError|NumberFormatException"
+    r"|ZeroDivisionError|UnicodeDecodeError)\b: ?"
+)
+"""Exceptions of the language itself: what follows are values of the program, never what somebody did to the run."""
+
+
 _SENTENCE_END = re.compile(r"(?<=[\w)\]\"'][.;!?]) +(?=\S)")
 
 
@@ -463,6 +471,8 @@ _OWN_WORDS = ("-- ", "\tat ", "    at ", '  File "', "print", "stdout", "echo ",
 
 
 def _status_part(line: str) -> str:
+    if "Error" in line or "Exception" in line:
+        line = _OF_CODE.split(line, 1)[0]
     head = line[:160]
     has_quotes = '"' in line or "'" in line
     has_level = "INFO" in head or "WARN" in head or "DEBUG" in head

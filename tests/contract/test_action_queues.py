@@ -27,8 +27,8 @@ from local.service_bus.server import connection_string
 from shared.action_queues import ServiceBusActionQueues, translated
 from shared.errors import (
     ConfigurationError,
-    NotAuthorisedError,
-    PermanentError,
+    StoreNotAuthorisedError,
+    StoreRefusedError,
     ThrottledError,
     TransientError,
 )
@@ -148,7 +148,7 @@ def test_threads_may_send_at_the_same_time(bus: Bus) -> None:
 def test_message_that_is_too_large_is_named_and_the_queue_still_works(bus: Bus) -> None:
     too_large = OutgoingMessage("x" * 300_000, "the-large-one")
 
-    with pytest.raises(PermanentError, match="the-large-one"):
+    with pytest.raises(StoreRefusedError, match="the-large-one"):
         bus.queues.send("work", [*numbered("small", 1), too_large])
     bus.queues.send("work", [OutgoingMessage("{}", "small-after")])
 
@@ -210,10 +210,13 @@ def test_service_that_went_down_and_came_back_is_sent_to_again(tmp_path: Path, m
         (service_bus.ServiceBusQuotaExceededError(message="full"), TransientError),
         (service_bus.ServiceBusError("anything"), TransientError),
         (service_bus.ServiceBusServerBusyError(message="busy"), ThrottledError),
-        (service_bus.ServiceBusAuthenticationError(message="no token"), NotAuthorisedError),
-        (service_bus.ServiceBusAuthorizationError(message="no Send claim"), NotAuthorisedError),
-        (service_bus.ServiceBusError("wrapped", error=ClientAuthenticationError("no identity")), NotAuthorisedError),
-        (service_bus.MessageSizeExceededError(message="large"), PermanentError),
+        (service_bus.ServiceBusAuthenticationError(message="no token"), StoreNotAuthorisedError),
+        (service_bus.ServiceBusAuthorizationError(message="no Send claim"), StoreNotAuthorisedError),
+        (
+            service_bus.ServiceBusError("wrapped", error=ClientAuthenticationError("no identity")),
+            StoreNotAuthorisedError,
+        ),
+        (service_bus.MessageSizeExceededError(message="large"), StoreRefusedError),
         (service_bus.MessagingEntityNotFoundError(message="gone"), ConfigurationError),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value.__name__,

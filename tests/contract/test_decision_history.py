@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
 import pytest
 from azure.core.exceptions import (
@@ -34,14 +34,18 @@ from pydantic import TypeAdapter
 
 from local.azurite import AzuriteError, connection_string, running_azurite
 from shared.decision_history import (
+    COMPARED_AGAIN_AFTER,
     MAX_STRING_UNITS,
+    Row,
     TableDecisionHistory,
     fitting_lines,
     packed_row,
+    time_text,
     translated,
     unpacked,
 )
 from shared.domain import (
+    AttemptKind,
     AttemptOutcome,
     Category,
     Change,
@@ -50,6 +54,8 @@ from shared.domain import (
     Incident,
     IncidentState,
     Lease,
+    LeaseNews,
+    LeaseReport,
     LeaseState,
     Mode,
     Pause,
@@ -60,8 +66,8 @@ from shared.domain import (
 from shared.errors import (
     ConfigurationError,
     ConflictError,
-    NotAuthorisedError,
-    PermanentError,
+    StoreNotAuthorisedError,
+    StoreRefusedError,
     ThrottledError,
     TransientError,
 )
@@ -69,6 +75,7 @@ from shared.mail_groups import MailBook, OpenDigest
 from shared.memory_history import InMemoryDecisionHistory
 from shared.ports import DecisionHistory
 from shared.settings import Settings
+from shared.triage.experience import Experience, TokenMeter
 from shared.triage.safeguards import Breaker, RetryRecord, Safeguards
 from tests.builders import (
     NOW,
@@ -288,6 +295,18 @@ def test_closed_incidents_are_those_changed_after_the_time(history: DecisionHist
     assert history.closed_incidents(WORKSPACE, updated_after=elsewhere) == [later]
 
 
+def test_incident_that_opens_again_is_listed_again(history: DecisionHistory) -> None:
+    closed = history.save_incident(build_incident(state=IncidentState.RECOVERED))
+    assert history.open_incidents(WORKSPACE) == []
+
+    opened = history.save_incident(replace(closed, state=IncidentState.DETECTED, write_guid="write-2"))
+    assert history.open_incidents(WORKSPACE) == [opened]
+
+    history.save_incident(replace(opened, state=IncidentState.ESCALATED, write_guid="write-3"))
+    assert history.open_incidents(WORKSPACE) == []
+    assert history.open_incidents(WORKSPACE) == [], "also once what was left of it in the index is gone"
+
+
 def test_workspace_name_is_not_read_as_a_query(history: DecisionHistory) -> None:
     history.save_incident(build_incident())
 
@@ -428,6 +447,25 @@ def test_open_leases_are_those_not_closed(history: DecisionHistory) -> None:
     history.save_lease(replace(LEASE, workspace="other"))
 
     assert history.open_leases(WORKSPACE) == [lease for lease in saved if lease.state is not LeaseState.CLOSED]
+    assert history.followed_leases(WORKSPACE) == history.open_leases(WORKSPACE)
+
+
+def test_a_closed_lease_is_followed_while_an_update_may_still_land(history: DecisionHistory) -> None:
+    in_doubt = replace(
+        LEASE,
+        state=LeaseState.CLOSED,
+        unanswered=LEASE.changes,
+        watched_until=LATER,
+        report=LeaseReport(LeaseNews.LEFT, LATER, claimed=True),
+        reported=(LeaseNews.REFUSED,),
+    )
+    first = history.save_lease(in_doubt)
+    assert history.followed_leases(WORKSPACE) == [first]
+    assert history.open_leases(WORKSPACE) == []
+
+    history.save_lease(replace(first, unanswered=(), write_guid="write-2"))
+
+    assert history.followed_leases(WORKSPACE) == []
 
 
 # Events, rejected messages, pause
@@ -492,6 +530,103 @@ def test_rejected_message_is_kept_once_however_often_it_is_delivered(
     assert row["reason"] == in_memory.reason
 
 
+# Old rows
+
+
+OLD = NOW - timedelta(microseconds=1)
+
+
+def keep(history: DecisionHistory, run_id: int, state: IncidentState, updated_at: datetime) -> None:
+    """An incident that was retried with a new run, the link to that run, and two events."""
+    started = build_attempt(kind=AttemptKind.RUN_NOW, effect_id=run_id + 500, outcome=AttemptOutcome.SUPERSEDED)
+    history.save_incident(build_incident(run_id=run_id, state=state, updated_at=updated_at, attempts=(started,)))
+    history.link_run(WORKSPACE, run_id + 500, incident_run_id=run_id)
+    for kind in ("detected", "decided"):
+        history.record(build_event(run_id=run_id, at=updated_at, kind=kind))
+
+
+def is_kept(history: DecisionHistory, run_id: int) -> bool:
+    """Whether an incident is there, with its link and its events. Raises where only a part of it is."""
+    incident = history.read_incident(WORKSPACE, run_id)
+    [linked] = {history.read_incident(WORKSPACE, run_id + 500) == incident}
+    assert linked
+    assert len(history.events(WORKSPACE, run_id)) == (2 if incident else 0)
+    return incident is not None
+
+
+@pytest.mark.parametrize(
+    ("state", "updated_at", "kept"),
+    [
+        (IncidentState.RECOVERED, OLD, False),
+        (IncidentState.PARKED, OLD, False),
+        (IncidentState.RECOVERED, NOW, True),
+        (IncidentState.DETECTED, OLD, True),
+        (IncidentState.GATHERED, OLD, True),
+        (IncidentState.RETRYING, OLD, True),
+    ],
+)
+def test_closed_incidents_older_than_the_time_go_with_all_that_belongs_to_them(
+    history: DecisionHistory, state: IncidentState, updated_at: datetime, kept: bool
+) -> None:
+    keep(history, RUN_ID, state, updated_at)
+
+    deleted = history.delete_older_than(WORKSPACE, NOW, limit=100)
+
+    assert is_kept(history, RUN_ID) is kept
+    assert deleted == (0 if kept else 4)
+    assert history.delete_older_than(WORKSPACE, NOW, limit=100) == 0
+
+
+def test_other_old_rows_go_and_what_is_still_needed_stays(history: DecisionHistory) -> None:
+    ended = replace(LEASE, state=LeaseState.CLOSED, planned_at=OLD, restored_at=OLD)
+    for lease in (
+        replace(ended, job_id=1),
+        replace(ended, job_id=2, looked_at=NOW),
+        replace(ended, job_id=3, unanswered=LEASE.changes),
+        replace(ended, job_id=4, state=LeaseState.RESTORED),
+        replace(ended, job_id=5, workspace="other"),
+    ):
+        history.save_lease(lease)
+    yesterday, today = (NOW - timedelta(days=1)).strftime("%Y-%m-%d"), NOW.strftime("%Y-%m-%d")
+    for day in (yesterday, today):
+        history.save_token_meter(TokenMeter(day, used=5))
+    for at in (OLD, NOW):
+        history.record(build_event(run_id=-20261120, at=at))
+        history.record(build_event(run_id=-20261120, at=at, workspace="other"))
+        history.record_rejected(queue="emails", message_id=str(at), reason="odd", body_sha256="ab", at=at)
+    history.save_experience(Experience(WORKSPACE, "f00d", asked_at=OLD))
+    history.save_incident(build_incident(state=IncidentState.SKIPPED, updated_at=OLD, workspace="other"))
+
+    assert history.delete_older_than(WORKSPACE, NOW, limit=100) == 4
+
+    assert [job_id for job_id in range(1, 5) if history.read_lease(WORKSPACE, job_id)] == [2, 3, 4]
+    assert [history.read_token_meter(day).used for day in (yesterday, today)] == [0, 5]
+    assert [event.at for event in history.events(WORKSPACE, -20261120)] == [NOW]
+    assert history.read_experience(WORKSPACE, "f00d").etag
+    assert history.read_incident("other", RUN_ID)
+    assert history.read_lease("other", 5)
+    assert len(history.events("other", -20261120)) == 2
+
+
+@pytest.mark.parametrize("limit", [1, 3, 5])
+def test_old_rows_go_in_bounded_batches_an_incident_after_what_belongs_to_it(
+    history: DecisionHistory, limit: int
+) -> None:
+    for run_id in (RUN_ID, RUN_ID + 1):
+        keep(history, run_id, IncidentState.RECOVERED, OLD)
+
+    deleted: list[int] = []
+    while not deleted or deleted[-1]:
+        deleted.append(history.delete_older_than(WORKSPACE, NOW, limit=limit))
+        for run_id in (RUN_ID, RUN_ID + 1):
+            has_more = history.events(WORKSPACE, run_id)
+            assert history.read_incident(WORKSPACE, run_id) or not has_more, "nothing is left that nobody finds"
+
+    assert max(deleted) == limit
+    assert sum(deleted) == 8
+    assert not is_kept(history, RUN_ID)
+
+
 # What only rows can have
 
 
@@ -517,7 +652,7 @@ def read_everything(history: DecisionHistory) -> list[Callable[[], object]]:
         lambda: history.read_safeguards(WORKSPACE),
         lambda: history.read_mail_book(WORKSPACE),
         lambda: history.read_lease(WORKSPACE, 77),
-        lambda: history.open_leases(WORKSPACE),
+        lambda: history.followed_leases(WORKSPACE),
         history.read_pause,
     ]
 
@@ -541,7 +676,7 @@ def test_row_that_is_not_understood_is_named(
         change_row(table_settings, table, "schema_version eq 1", **damage)
 
     for read in read_everything(history):
-        with pytest.raises(PermanentError, match=r"row .* of partition"):
+        with pytest.raises(StoreRefusedError, match=r"row .* of partition"):
             read()
 
 
@@ -552,9 +687,9 @@ def test_deleted_table_does_not_look_like_an_empty_history(
     with TableServiceClient.from_connection_string(table_settings.tables_connection_string) as service:
         service.delete_table(f"{table_settings.table_prefix}incidents")
 
-    with pytest.raises(PermanentError, match="TABLE_NOT_FOUND"):
+    with pytest.raises(StoreRefusedError, match="TABLE_NOT_FOUND"):
         tables.read_incident(WORKSPACE, RUN_ID)
-    with pytest.raises(PermanentError):
+    with pytest.raises(StoreRefusedError):
         tables.open_incidents(WORKSPACE)
 
 
@@ -567,6 +702,132 @@ def test_row_can_be_queried_by_people(table_settings: Settings, tables: TableDec
     assert row["decision"] == "RETRY_WITH_PARAMS"
     assert "line 1" in str(row["excerpt"])
     assert "line 1" not in str(row["body"])
+
+
+def index_rows(settings: Settings) -> list[dict[str, object]]:
+    return raw_rows(settings, "incidents", "RowKey ge 'open-' and RowKey lt 'open.'")
+
+
+def forget_index(settings: Settings) -> None:
+    """Leave what a version of the agent without an index would have written, more than an hour ago."""
+    with TableServiceClient.from_connection_string(settings.tables_connection_string) as service:
+        client = service.get_table_client(f"{settings.table_prefix}incidents")
+        for row in index_rows(settings):
+            client.delete_entity(str(row["PartitionKey"]), str(row["RowKey"]))
+    an_hour_ago = datetime.now(UTC) - COMPARED_AGAIN_AFTER
+    change_row(settings, "state", "PartitionKey eq 'open-index'", at=time_text(an_hour_ago))
+
+
+class WatchedTables(TableDecisionHistory):
+    """Does something before a row is deleted."""
+
+    def __init__(self, settings: Settings, before_deleting: Callable[[], object]) -> None:
+        super().__init__(settings)
+        self._before_deleting = before_deleting
+
+    def _delete(self, table: str, row: Row) -> bool:
+        self._before_deleting()
+        return super()._delete(table, row)
+
+
+def test_incident_that_opens_again_while_open_ones_are_listed_stays_in_the_index(
+    table_settings: Settings, tables: TableDecisionHistory
+) -> None:
+    opened = tables.save_incident(build_incident())
+    closed = tables.save_incident(replace(opened, state=IncidentState.RECOVERED, write_guid="write-2"))
+    again = replace(closed, state=IncidentState.DETECTED, write_guid="write-3")
+
+    assert WatchedTables(table_settings, lambda: tables.save_incident(again)).open_incidents(WORKSPACE) == []
+
+    assert [one.write_guid for one in tables.open_incidents(WORKSPACE)] == ["write-3"]
+
+
+def test_incident_that_opens_again_while_old_ones_are_deleted_stays(
+    table_settings: Settings, tables: TableDecisionHistory
+) -> None:
+    closed = tables.save_incident(build_incident(state=IncidentState.RECOVERED, updated_at=OLD))
+    again = replace(closed, state=IncidentState.DETECTED, updated_at=NOW, write_guid="write-2")
+
+    deleting = WatchedTables(table_settings, lambda: tables.save_incident(again))
+    assert deleting.delete_older_than(WORKSPACE, NOW, limit=10) == 0
+
+    assert [one.write_guid for one in tables.open_incidents(WORKSPACE)] == ["write-2"]
+
+
+@pytest.mark.parametrize("most", [0, 100])
+def test_index_rows_of_closed_incidents_go_when_the_open_ones_are_listed(
+    table_settings: Settings, tables: TableDecisionHistory, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.decision_history.MOST_READ_SINGLY", most)
+    kept, closed = (tables.save_incident(build_incident(run_id=number)) for number in (1, 2))
+    tables.save_incident(replace(closed, state=IncidentState.ESCALATED, write_guid="write-2"))
+    assert len(index_rows(table_settings)) == 2
+
+    assert tables.open_incidents(WORKSPACE) == [kept]
+
+    assert [row["incident_key"] for row in index_rows(table_settings)] == ["00000000000000000001"]
+
+
+def test_write_that_is_refused_leaves_nothing_in_the_index(
+    table_settings: Settings, tables: TableDecisionHistory
+) -> None:
+    stale = tables.save_incident(build_incident(state=IncidentState.RECOVERED))
+    tables.save_incident(replace(stale, state=IncidentState.ESCALATED, write_guid="other"))
+
+    for refused in (replace(stale, write_guid="ours"), build_incident(write_guid="ours")):
+        with pytest.raises(ConflictError):
+            tables.save_incident(replace(refused, state=IncidentState.DETECTED))
+
+    assert index_rows(table_settings) == []
+
+
+def test_open_rows_of_a_version_without_index_are_found_once_an_hour(
+    table_settings: Settings, tables: TableDecisionHistory
+) -> None:
+    tables.read_pause()
+    first = tables.save_incident(build_incident(run_id=1))
+    tables.save_incident(build_incident(run_id=2, state=IncidentState.RECOVERED))
+    forget_index(table_settings)
+    assert tables.open_incidents(WORKSPACE) == [first], "at the first listing ever"
+
+    second = tables.save_incident(build_incident(run_id=3))
+    forget_index(table_settings)
+    assert TableDecisionHistory(table_settings).open_incidents(WORKSPACE) == [first, second], "an hour later again"
+    assert len(index_rows(table_settings)) == 2
+
+
+def test_lease_of_a_version_before_is_followed(table_settings: Settings, tables: TableDecisionHistory) -> None:
+    lease = tables.save_lease(LEASE)
+    with TableServiceClient.from_connection_string(table_settings.tables_connection_string) as service:
+        client = service.get_table_client(f"{table_settings.table_prefix}state")
+        row = dict(client.get_entity(f"lease:{WORKSPACE}", f"{lease.job_id:020d}"))
+        del row["is_followed"]
+        client.upsert_entity(row | {"is_open": True}, UpdateMode.REPLACE)
+
+    assert [one.job_id for one in tables.open_leases(WORKSPACE)] == [lease.job_id]
+
+
+def test_listing_open_incidents_asks_for_the_same_however_many_were_closed(azurite: str) -> None:
+    """By their keys alone: the service reads no other row for that."""
+    with answer_losing_proxy(azurite) as proxy:
+        history = TableDecisionHistory(new_settings(connection_string(proxy.server_port)))
+        for number in (1, 2):
+            history.save_incident(build_incident(run_id=number))
+        asked = []
+        for closed_before in (0, 5):
+            for number in range(closed_before + 100, closed_before + 105):
+                incident = history.save_incident(build_incident(run_id=number))
+                history.save_incident(replace(incident, state=IncidentState.SKIPPED, write_guid="write-2"))
+            history.open_incidents(WORKSPACE)
+            proxy.asked.clear()
+            assert len(history.open_incidents(WORKSPACE)) == 2
+            asked.append(sorted(proxy.asked))
+
+    assert asked[0] == asked[1]
+    single = [path for path in asked[1] if "$filter" not in path]
+    [query] = [path for path in asked[1] if "$filter" in path]
+    assert len(single) == 3, "two incidents, and when the index was compared"
+    assert "$filter=PartitionKey eq 'ws1' and RowKey ge 'open-' and RowKey lt 'open.'" in query
 
 
 def test_too_long_excerpt_loses_whole_lines_at_its_end(tables: TableDecisionHistory) -> None:
@@ -621,6 +882,7 @@ class AnswerLosing(BaseHTTPRequestHandler):
         content = answer.read()
         upstream.close()
         self.server.statuses.append((self.command, answer.status))
+        self.server.asked.append(unquote_plus(self.path))
         if self.command in self.server.lose:
             self.server.lose.remove(self.command)
             self.close_connection = True
@@ -633,7 +895,7 @@ class AnswerLosing(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_POST = do_PUT = pass_on  # noqa: N815 - names that the base class looks for
+    do_GET = do_POST = do_PUT = do_DELETE = pass_on  # noqa: N815 - names that the base class looks for
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -645,6 +907,7 @@ class AnswerLosingProxy(ThreadingHTTPServer):
         self.upstream = upstream
         self.lose: list[str] = []
         self.statuses: list[tuple[str, int]] = []
+        self.asked: list[str] = []
 
 
 @contextmanager
@@ -670,9 +933,16 @@ def test_replacement_whose_answer_was_lost_is_known_as_ours(azurite: str) -> Non
     with answer_losing_proxy(azurite) as proxy:
         history = TableDecisionHistory(new_settings(connection_string(proxy.server_port)))
         first = history.save_incident(build_incident())
-        proxy.lose = ["PUT"]
+        proxy.statuses.clear()
+        proxy.lose = ["POST"]
 
         saved = history.save_incident(replace(first, state=IncidentState.DECIDED, write_guid="write-2"))
+
+        assert [status for method, status in proxy.statuses if method == "POST"] == [202, 202], "it was sent twice"
+        assert history.read_incident(WORKSPACE, RUN_ID) == saved
+        proxy.lose = ["PUT"]
+
+        saved = history.save_incident(replace(saved, state=IncidentState.ESCALATED, write_guid="write-3"))
 
         assert [status for method, status in proxy.statuses if method == "PUT"] == [204, 412], "it was sent twice"
         assert history.read_incident(WORKSPACE, RUN_ID) == saved
@@ -690,16 +960,28 @@ def test_scan_whose_answer_was_lost_is_known_as_ours(azurite: str) -> None:
         assert history.read_scan(WORKSPACE) == saved
 
 
-def test_insert_whose_answer_was_lost_may_be_repeated_by_the_caller(azurite: str) -> None:
-    """The client never repeats an insert by itself (it is a POST)."""
+def test_insert_whose_answer_was_lost_is_known_as_ours(azurite: str) -> None:
+    with answer_losing_proxy(azurite) as proxy:
+        history = TableDecisionHistory(new_settings(connection_string(proxy.server_port)))
+        assert history.read_incident(WORKSPACE, RUN_ID) is None
+        proxy.lose = ["POST"]
+
+        saved = history.save_incident(build_incident())
+
+        assert history.open_incidents(WORKSPACE) == [saved]
+
+
+def test_insert_of_a_closed_incident_whose_answer_was_lost_may_be_repeated_by_the_caller(azurite: str) -> None:
+    """It is no transaction, and the client never repeats a plain insert by itself (it is a POST)."""
+    closed = build_incident(state=IncidentState.SKIPPED)
     with answer_losing_proxy(azurite) as proxy:
         history = TableDecisionHistory(new_settings(connection_string(proxy.server_port)))
         assert history.read_incident(WORKSPACE, RUN_ID) is None
         proxy.lose = ["POST"]
 
         with pytest.raises(TransientError):
-            history.save_incident(build_incident())
-        saved = history.save_incident(build_incident())
+            history.save_incident(closed)
+        saved = history.save_incident(closed)
 
         assert history.read_incident(WORKSPACE, RUN_ID) == saved
 
@@ -713,7 +995,8 @@ def test_lost_answer_does_not_hide_that_somebody_else_wrote(azurite: str) -> Non
         )
         first = direct.save_incident(build_incident())
         direct.save_incident(replace(first, state=IncidentState.ESCALATED, write_guid="other"))
-        proxy.lose = ["PUT"]
+        assert through.read_incident(WORKSPACE, RUN_ID)
+        proxy.lose = ["POST"]
 
         with pytest.raises(ConflictError):
             through.save_incident(replace(first, state=IncidentState.ACTING, write_guid="ours"))
@@ -754,13 +1037,13 @@ def http_error(status: int, headers: dict[str, str] | None = None) -> HttpRespon
         (ServiceResponseError("broken"), TransientError),
         (ServiceResponseTimeoutError("slow"), TransientError),
         (IncompleteReadError("cut off"), TransientError),
-        (http_error(401), NotAuthorisedError),
-        (http_error(403), NotAuthorisedError),
-        (ClientAuthenticationError("no identity here"), NotAuthorisedError),
-        (http_error(400), PermanentError),
-        (http_error(404), PermanentError),
-        (http_error(413), PermanentError),
-        (AzureError("unheard of"), PermanentError),
+        (http_error(401), StoreNotAuthorisedError),
+        (http_error(403), StoreNotAuthorisedError),
+        (ClientAuthenticationError("no identity here"), StoreNotAuthorisedError),
+        (http_error(400), StoreRefusedError),
+        (http_error(404), StoreRefusedError),
+        (http_error(413), StoreRefusedError),
+        (AzureError("unheard of"), StoreRefusedError),
     ],
     ids=lambda value: f"{type(value).__name__}-{getattr(value, 'status_code', None)}",
 )
@@ -785,7 +1068,7 @@ def test_throttling_carries_the_figure_of_the_service(header: dict[str, str], se
 def test_wrong_key_is_not_authorised(azurite: str) -> None:
     wrong = azurite.replace("AccountKey=E", "AccountKey=F")
 
-    with pytest.raises(NotAuthorisedError, match="Storage Table Data Contributor"):
+    with pytest.raises(StoreNotAuthorisedError, match="Storage Table Data Contributor"):
         TableDecisionHistory(Settings(tables_connection_string=wrong)).read_pause()
 
 

@@ -226,7 +226,7 @@ def without_compare_and_swap(patch: pytest.MonkeyPatch) -> None:
 def with_the_newest_repair_id(patch: pytest.MonkeyPatch) -> None:
     rerun = Retrying._rerun
 
-    def fresh(self: Retrying, incident: Incident, decision: Decision, run: RunState) -> tuple[Incident, int]:
+    def fresh(self: Retrying, incident: Incident, decision: Decision, run: RunState) -> tuple[Incident, int | None]:
         newest = self._parts.runs.read_state(incident.workspace, run.run_id).latest_repair_id
         return rerun(self, incident, replace(decision, latest_repair_id=newest), run)
 

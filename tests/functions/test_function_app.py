@@ -4,17 +4,25 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from shared import messages, schedules
+from shared import bootstrap, messages, schedules
+from shared.auditing import Auditing
+from shared.domain import Mode
+from shared.errors import ConfigurationError
+from shared.memory_history import InMemoryDecisionHistory
+from shared.settings import Settings, environment_name
+from tests.builders import NOW
+from tests.fakes import FakeClock, FakeJobRuns
 
 ROOT = Path(__file__).parents[2]
-FUNCTIONS = {"find_failures", "decide_action", "retry_run", "send_email", "follow_up", "health"}
+FUNCTIONS = {"find_failures", "decide_action", "retry_run", "send_email", "follow_up", "audit", "health"}
 
 
 def index(environment: dict[str, str] | None = None) -> dict[str, object]:
@@ -58,7 +66,11 @@ def test_queue_functions_listen_to_the_queues_that_messages_are_sent_to() -> Non
 
 def test_timers_have_the_default_schedules() -> None:
     found = {name: binding["schedule"] for name, binding in bindings().items() if "schedule" in binding}
-    assert found == {"find_failures": schedules.FIND_FAILURES, "follow_up": schedules.FOLLOW_UP}
+    assert found == {
+        "find_failures": schedules.FIND_FAILURES,
+        "follow_up": schedules.FOLLOW_UP,
+        "audit": schedules.AUDIT,
+    }
 
 
 @pytest.mark.parametrize("binding", bindings().values(), ids=bindings().keys())
@@ -76,6 +88,110 @@ def test_health_names_every_missing_setting() -> None:
     assert report["ok"] is False
     for name in ("DATABRICKS_HOST", "SERVICE_BUS_CONNECTION", "TABLES_ENDPOINT", "ACS_ENDPOINT", "SENDER_EMAIL"):
         assert name in report["problem"]
+
+
+COMPLETE = {
+    "DATABRICKS_HOST": "https://adb-1.2.azuredatabricks.net",
+    "SERVICE_BUS_CONNECTION": "Endpoint=sb://bus.example.com;SharedAccessKeyName=n;SharedAccessKey=a2V5",
+    "TABLES_ENDPOINT": "https://account.table.core.windows.net",
+    "ACS_ENDPOINT": "https://mail.example.com",
+    "SENDER_EMAIL": "agent@example.com",
+    "ESCALATION_EMAILS": "ops@example.com",
+}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A host is about to run the app, and all of its settings are there."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(environment_name(name), raising=False)
+    for name, value in {**COMPLETE, "AZURE_FUNCTIONS_ENVIRONMENT": "Development"}.items():
+        monkeypatch.setenv(name, value)
+    bootstrap._services.cache_clear()
+    return monkeypatch
+
+
+def test_a_complete_app_starts(environment: pytest.MonkeyPatch) -> None:
+    bootstrap.report_at_start()
+    assert bootstrap.services().settings.sender_email == "agent@example.com"
+
+
+def test_missing_and_wrong_settings_stop_the_app_with_one_message_that_says_where_to_set_them(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    for name in ("ACS_ENDPOINT", "TABLES_ENDPOINT"):
+        environment.delenv(name)
+    for name in ("DEFAULT_MODE", "AI_MODE", *bootstrap.SCHEDULES):
+        environment.setenv(name, "s3cret-nonsense")
+
+    with pytest.raises(ConfigurationError) as raised:
+        bootstrap.report_at_start()
+
+    message = str(raised.value)
+    wanted = {"ACS_ENDPOINT", "TABLES_ENDPOINT or TABLES_CONNECTION_STRING", "DEFAULT_MODE", "AI_MODE"}
+    assert wanted | set(bootstrap.SCHEDULES) == set(raised.value.names)
+    assert all(name in message for name in raised.value.names)
+    assert "app settings" in message
+    assert "local.settings.json" in message
+    assert "s3cret" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("MAX_RETRY_ATTEMPTS", "many"), ("DATABRICKS_TIMEOUT_SECONDS", "0"), ("OWNERS", "not json")],
+)
+def test_what_indexing_cannot_see_is_named_before_the_first_step(
+    environment: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    environment.setenv(name, value)
+    environment.delenv("ESCALATION_EMAILS")
+
+    with pytest.raises(ConfigurationError, match=name) as raised:
+        bootstrap.services()
+
+    assert set(raised.value.names) == {name, "ESCALATION_EMAILS"}
+    assert all(wanted in str(raised.value) for wanted in (name, "ESCALATION_EMAILS", "local.settings.json"))
+
+
+def test_settings_that_do_not_go_together_are_named_before_the_first_step(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("DATABRICKS_HOST", "https://a.example.com, https://a.example.com/")
+
+    with pytest.raises(ConfigurationError, match="DATABRICKS_HOST names a workspace twice"):
+        bootstrap.services()
+
+
+def test_health_tells_when_each_workspace_was_audited_and_what_was_counted(environment: pytest.MonkeyPatch) -> None:
+    history = InMemoryDecisionHistory()
+    runs = FakeJobRuns(workspaces=("ws1", "ws2"))
+    auditing = Auditing(FakeJobRuns(workspaces=("ws1",)), history, bootstrap.current_settings(), FakeClock())
+    auditing.audit()
+    parts = replace(bootstrap.services(), runs=runs, history=history, auditing=auditing)  # type: ignore[arg-type]
+    environment.setattr(bootstrap, "services", lambda: parts)
+
+    report = json.loads(json.dumps(bootstrap.health()))
+
+    counts = {"claims": 0, "duplicates": 0, "orphans": 0, "unledgered": 0, "unread": 0}
+    assert report["audits"] == {"ws1": {"at": NOW.isoformat(), **counts}, "ws2": None}
+
+
+def test_choices_known_while_indexing_are_those_of_the_settings() -> None:
+    assert set(bootstrap.CHOICES["DEFAULT_MODE"]) == set(Mode)
+    assert bootstrap.CHOICES["AI_MODE"] == get_args(Settings.model_fields["ai_mode"].annotation)
+    defaults = {name.upper(): field.default for name, field in Settings.model_fields.items()}
+    assert all(bootstrap.SCHEDULE.fullmatch(defaults[name]) for name in bootstrap.SCHEDULES)
+    assert {name for name in defaults if name.endswith("_SCHEDULE")} == set(bootstrap.SCHEDULES)
+
+
+def test_an_app_that_is_only_looked_at_is_not_stopped(
+    environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    environment.delenv("AZURE_FUNCTIONS_ENVIRONMENT")
+    environment.delenv("WEBSITE_SITE_NAME", raising=False)
+    environment.delenv("ACS_ENDPOINT")
+
+    bootstrap.report_at_start()
+
+    assert "missing settings: ACS_ENDPOINT." in caplog.text
 
 
 def locked_names() -> list[str]:

@@ -6,6 +6,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -22,6 +23,7 @@ from local.http_standin import EffectLog, running
 from local.schema_answers import schema_error
 from shared.azure_openai_client import (
     CHANGE_WORDS,
+    MAX_ANSWER_TOKENS,
     MAX_FACT,
     MAX_REASON,
     AzureOpenAIClient,
@@ -29,6 +31,7 @@ from shared.azure_openai_client import (
     base_url,
     checked,
     from_vendor,
+    note_completion,
     question,
     training_example,
     with_bom,
@@ -43,8 +46,10 @@ from shared.errors import (
     TransientError,
 )
 from shared.settings import Settings
+from shared.telemetry import ModelCall
 from shared.triage.evidence import collect
-from tests.builders import OUT_OF_MEMORY, build_diagnosis, build_evidence, build_symptoms
+from tests.builders import OUT_OF_MEMORY, build_evidence, build_symptoms
+from tests.shared.recorded_telemetry import recorded
 
 BOM = b"\xef\xbb\xbf"
 CHAT = "POST /openai/v1/chat/completions"
@@ -108,7 +113,7 @@ def obeying_model() -> Iterator[AzureOpenAIClient]:
 
 
 def ask(client: AzureOpenAIClient, evidence: Evidence | None = None) -> Diagnosis | None:
-    return client.diagnose(evidence or build_evidence(), facts=FACTS, by_rules=build_diagnosis())
+    return client.diagnose(evidence or build_evidence(), facts=FACTS)
 
 
 def is_allowed(diagnosis: Diagnosis | None) -> bool:
@@ -122,6 +127,55 @@ def is_allowed(diagnosis: Diagnosis | None) -> bool:
         and (diagnosis.recommended is DecisionKind.RETRY_WITH_PARAMS) == bool(diagnosis.changes)
         and diagnosis.quotes != ()
     )
+
+
+# ── what is told of it ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_question_is_a_span_and_two_metrics_without_prompt_and_answer(service: Service) -> None:
+    service.answer_with(answer=GOOD_ANSWER)
+    with recorded() as told:
+        assert ask(service.client())
+
+    span = told.span("chat gpt-5-mini")
+    attributes = dict(span.attributes or {})
+    tokens = {kind: attributes.pop(f"gen_ai.usage.{kind}_tokens") for kind in ("input", "output")}
+    assert attributes == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "azure.ai.openai",
+        "gen_ai.request.model": "gpt-5-mini",
+        "gen_ai.request.max_tokens": MAX_ANSWER_TOKENS,
+        "gen_ai.output.type": "json",
+        "gen_ai.response.model": attributes["gen_ai.response.model"],
+        "gen_ai.response.finish_reasons": ("stop",),
+    }
+    metrics = told.metrics()
+    usage = {labels["gen_ai.token.type"]: value for labels, value in metrics["gen_ai.client.token.usage"]}
+    assert usage == tokens
+    assert min(usage.values()) > 0
+    ((labels, seconds),) = metrics["gen_ai.client.operation.duration"]
+    assert 0 < seconds < 10
+    assert "error.type" not in labels
+    said = told.everything()
+    assert not any(text in said for text in (OUT_OF_MEMORY, str(GOOD_ANSWER["reason"]), "BEGIN EVIDENCE"))
+
+
+def test_a_question_that_fails_is_told_by_the_name_of_its_error(service: Service) -> None:
+    service.set_fault(kind="429", retry_after=7)
+    with recorded() as told, pytest.raises(ThrottledError):
+        ask(service.client())
+
+    assert (told.span("chat gpt-5-mini").attributes or {})["error.type"] == "RateLimitError"
+    ((labels, _),) = told.metrics()["gen_ai.client.operation.duration"]
+    assert labels["error.type"] == "RateLimitError"
+    assert "gen_ai.client.token.usage" not in told.metrics()
+
+
+@pytest.mark.parametrize("completion", [None, 7, {"usage": 1}, SimpleNamespace(usage=None, choices=[], model=None)])
+def test_an_odd_answer_tells_nothing(completion: object) -> None:
+    call = ModelCall()
+    note_completion(call, completion)
+    assert call == ModelCall()
 
 
 # ── the question ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,8 +12,11 @@ from shared.domain import (
     Category,
     Change,
     ChangeKind,
+    ComputeKind,
     DecisionKind,
+    Diagnosis,
     DigestMail,
+    EscalationMail,
     FailureId,
     IncidentState,
     Mode,
@@ -30,6 +33,8 @@ from shared.errors import (
     PermanentError,
     RepairImpossibleError,
     RepairRefusedError,
+    StoreNotAuthorisedError,
+    StoreRefusedError,
     ThrottledError,
     TransientError,
 )
@@ -44,10 +49,13 @@ from tests.builders import (
     build_diagnosis,
     build_incident,
     build_job_facts,
+    build_job_settings,
     build_newer_run,
     build_repair,
     build_run_facts,
     build_run_state,
+    build_symptoms,
+    build_task_failure,
 )
 from tests.fakes import FakeClock, FakeJobRuns
 from tests.world import OPERATOR, ProcessDiedError, World, build_world
@@ -60,6 +68,12 @@ SMALLER_BATCH = build_diagnosis(
     category=Category.DRIVER_MEMORY,
     recommended=DecisionKind.RETRY_WITH_PARAMS,
     changes=(Change(ChangeKind.PARAM, "batch_size"),),
+    source="model",
+)
+MORE_WORKERS = build_diagnosis(
+    category=Category.WORKER_MEMORY,
+    recommended=DecisionKind.RETRY_WITH_PARAMS,
+    changes=(Change(ChangeKind.MORE_WORKERS),),
     source="model",
 )
 ORIGINAL_FAILURE = FailureId(f"{WORKSPACE}:{RUN_ID}:original")
@@ -260,25 +274,66 @@ def test_a_workspace_that_cannot_be_read_does_not_hold_up_the_others() -> None:
 
 
 @pytest.mark.parametrize("error", [NotAuthorisedError("no right on this job"), PermanentError("not understood")])
-def test_one_run_that_can_never_be_read_does_not_hold_up_the_tick(error: PermanentError) -> None:
+def test_one_run_that_can_never_be_read_does_not_hold_up_the_tick_and_people_are_told(error: PermanentError) -> None:
     world = world_watching_a_run()
     for run_id in (2, 3):
         world.runs.put_state(build_run_state(run_id=run_id, start_time=world.clock(), end_time=world.clock()))
     world.runs.faults.before["read_state"] = [error]
+    world.runs.faults.before["read_facts"] = [None, error]  # the other run comes first
 
-    assert world.agent.find_failures() == 1
+    assert world.agent.find_failures() == 2
 
     scan = world.history.read_scan(WORKSPACE)
     assert scan is not None
     assert scan.watermark == world.clock()
+    world.deliver_all()
+    (mail,) = world.mails.about_one_run
+    assert (mail.run_id, mail.job_id) == (2, JOB_ID)
+    assert str(error) in mail.decision.reason
+    assert ("CAN_VIEW" in mail.decision.reason) == isinstance(error, NotAuthorisedError)
 
 
-def test_a_run_deleted_between_list_and_read_is_passed_over() -> None:
+def test_a_run_that_leaves_the_list_of_active_ones_and_may_not_be_read_is_given_to_people() -> None:
+    """Whoever takes the agent's right to a job away takes its runs out of both lists."""
+    world = world_watching_a_run()
+    vars(world.runs)["active_runs"] = lambda _: []
+    world.runs.faults.before["read_state"] = [NotAuthorisedError("403")]
+    world.runs.faults.before["read_facts"] = [NotAuthorisedError("403")]
+
+    assert world.agent.find_failures() == 1
+    world.deliver_all()
+
+    assert world.incident().state is IncidentState.ESCALATED
+    assert len(world.mails.sent) == 1
+
+
+def test_a_run_that_can_be_read_after_all_is_decided_about_under_its_own_name() -> None:
+    world = world_watching_a_run()
+    world.runs.finish(RUN_ID, succeeded=False)
+    world.runs.faults.before["read_state"] = [NotAuthorisedError("403")]
+
+    world.agent.find_failures()
+    world.deliver_all()
+
+    incident = world.incident()
+    assert (incident.state, incident.failure_id, incident.job_id) == (
+        IncidentState.RETRYING,
+        ORIGINAL_FAILURE,
+        JOB_ID,
+    )
+    assert len(world.model.asked) == 1
+    assert world.mails.sent == []
+
+
+def test_a_run_deleted_between_list_and_read_is_noted_as_gone() -> None:
     world = world_watching_a_run()
     world.runs.remove(RUN_ID)
 
-    assert world.agent.find_failures() == 0
-    assert world.history.read_incident(WORKSPACE, RUN_ID) is None
+    world.agent.find_failures()
+    world.deliver_all()
+
+    assert world.incident().state is IncidentState.SKIPPED
+    assert "gone" in world.incident().ended_why
 
 
 def test_a_run_repaired_between_list_and_read_is_watched() -> None:
@@ -429,6 +484,43 @@ def test_what_may_not_be_repaired_is_mailed_with_the_rule(facts: RunFacts, rule:
     assert world.runs.repairs == []
     (mail,) = world.mails.about_one_run
     assert rule in mail.decision.rules
+
+
+HOURLY = {**build_job_settings(), "schedule": {"quartz_cron_expression": "0 0 * * * ?", "timezone_id": "UTC"}}
+RUNNING = {"is_active": True, "is_failed": False, "result_state": None, "end_time": None}
+
+
+@pytest.mark.parametrize(
+    ("run", "other", "rule"),
+    [
+        (RUNNING | {"life_cycle_state": "RUNNING"}, {}, "running_again"),
+        (RUNNING | {"life_cycle_state": "WAITING_FOR_RETRY"}, {}, "running_again"),
+        ({"is_failed": False, "result_state": "SUCCESS"}, {}, "not_failed"),
+        ({}, {"newer_runs": (build_newer_run(),)}, "newer_run_succeeded"),
+        ({}, {"newer_runs": (build_newer_run(is_active=True, result_state=None),)}, "newer_run_active"),
+        *(({}, {"parent": parent}, "healed_by_parent") for parent in ("run_job", "adf", "airflow", "submit")),
+        ({}, {"job": build_job_facts(is_continuous=True)}, "continuous_job"),
+        ({}, {"job": build_job_facts(is_paused=True)}, "paused_job"),
+        ({"start_time": NOW - timedelta(hours=2)}, {"job": build_job_facts(settings=HOURLY)}, "next_run_comes_first"),
+        ({}, {"job": build_job_facts(tags={MODE_TAG: "off"})}, "switched_off"),
+    ],
+)
+@pytest.mark.parametrize("diagnosis", [build_diagnosis(source="model"), MORE_WORKERS], ids=["plain", "changed"])
+def test_a_run_that_needs_no_retry_gets_none_and_nobody_is_told(
+    run: dict[str, Any], other: dict[str, Any], rule: str, diagnosis: Diagnosis
+) -> None:
+    world = world_with(build_run_facts(run=build_run_state(**run), **other), diagnosis=diagnosis)
+
+    decide_and_deliver(world)
+    world.run_for(hours=1)
+
+    incident = world.incident()
+    assert incident.state is IncidentState.SKIPPED
+    assert incident.decision is not None
+    assert f"policy.{rule}" in incident.decision.rules
+    assert incident.ended_why == incident.decision.reason
+    assert (world.runs.repairs, world.runs.started, world.runs.job_updates) == ([], [], [])
+    assert world.mails.sent == []
 
 
 def test_a_newer_run_that_did_the_work_means_nothing_is_done() -> None:
@@ -744,6 +836,52 @@ def test_an_unanswered_run_now_is_repeated_with_the_same_token() -> None:
     assert world.incident().watched_run_id == world.runs.started[0].run_id
 
 
+@pytest.mark.parametrize(
+    ("change", "outcome"),
+    [
+        ({"is_active": False, "is_failed": False, "result_state": "SUCCESS"}, AttemptOutcome.SUPERSEDED),
+        ({"is_active": True, "is_failed": False, "result_state": None}, AttemptOutcome.SUPERSEDED),
+        ({"is_failed": True, "result_state": "FAILED"}, AttemptOutcome.PENDING),
+    ],
+    ids=["it succeeded", "it is active", "it failed too"],
+)
+def test_a_retry_held_after_its_claim_asks_again_whether_a_newer_run_does_the_work(
+    change: dict[str, Any], outcome: AttemptOutcome
+) -> None:
+    world = world_with(diagnosis=MORE_WORKERS)
+    world.agent.decide_action(failed())
+    world.runs.faults.before["update_job"] = [TransientError("503")]
+    world.deliver_all()
+    assert world.incident().state is IncidentState.ACTING
+    world.runs.put_state(build_run_state(run_id=RUN_ID + 1, start_time=NOW + timedelta(minutes=1), **change))
+
+    world.clock.advance(minutes=5)
+    world.deliver_all()
+
+    assert [attempt.outcome for attempt in world.incident().attempts] == [outcome]
+    assert bool(world.runs.repairs) is (outcome is AttemptOutcome.PENDING)
+    assert (world.incident().state is IncidentState.SKIPPED) is not bool(world.runs.repairs)
+    assert bool(world.runs.job_updates) is bool(world.runs.repairs)
+
+
+def test_a_new_run_gets_the_performance_target_of_the_decision() -> None:
+    """Serverless compute in standard mode without a timeout in the job: only the faster mode helps."""
+    serverless = build_task_failure(compute=ComputeKind.SERVERLESS, symptoms=build_symptoms(result_state="TIMEDOUT"))
+    job = build_job_facts(settings={**build_job_settings(), "performance_target": "STANDARD"})
+    longer = build_diagnosis(
+        category=Category.TIMEOUT,
+        recommended=DecisionKind.RETRY_WITH_PARAMS,
+        changes=(Change(ChangeKind.TIMEOUT_UP),),
+        source="model",
+    )
+    world = world_with(build_run_facts(job=job, failures=(serverless,)), diagnosis=longer)
+    world.runs.faults.before["repair_run"] = [RepairImpossibleError("run-job task")]
+
+    decide_and_deliver(world)
+
+    assert [started.performance_target for started in world.runs.started] == ["PERFORMANCE_OPTIMIZED"]
+
+
 def test_a_retry_that_waited_until_the_failure_was_old_goes_into_the_digest_instead() -> None:
     """Paused for a night, or the app was stopped: what the decision permitted then is no longer permitted."""
     world = world_with()
@@ -854,6 +992,141 @@ def worker_that_interleaves(world: World, *, during: str, step: Any) -> None:
     setattr(part, during, interleaved)
 
 
+# ── a run that Databricks does not show ─────────────────────────────────────────────────────────────────────────────
+
+HIDDEN = [NotAuthorisedError("the identity may not see run 1001"), PermanentError("not understood")]
+
+
+def assert_people_were_told_once(world: World, error: PermanentError) -> None:
+    world.run_for(hours=6)
+    (mail,) = world.mails.about_one_run
+    assert str(error) in mail.decision.reason
+    assert mail.decision.rules[-1] == "policy.unread"
+    assert ("CAN_VIEW" in mail.decision.reason) == isinstance(error, NotAuthorisedError)
+    assert world.incident().state is IncidentState.ESCALATED
+    assert world.dead == []
+
+
+@pytest.mark.parametrize("error", HIDDEN)
+def test_a_failure_that_may_not_be_read_is_given_to_people_once(error: PermanentError) -> None:
+    world = world_with()
+    world.runs.faults.before["read_facts"] = [error] * 100
+
+    decide_and_deliver(world)
+
+    assert_people_were_told_once(world, error)
+
+
+@pytest.mark.parametrize("error", HIDDEN)
+def test_a_run_that_ends_badly_again_and_still_may_not_be_read_is_no_news(error: PermanentError) -> None:
+    world = world_with()
+    world.runs.faults.before["read_facts"] = [error] * 100
+    decide_and_deliver(world)
+
+    decide_and_deliver(world, failed(repair=7001))
+
+    assert_people_were_told_once(world, error)
+
+
+def test_in_a_dry_run_nobody_is_told_of_what_may_not_be_read() -> None:
+    world = world_with(dry_run=True)
+    world.runs.faults.before["read_facts"] = [NotAuthorisedError("403")]
+
+    decide_and_deliver(world)
+
+    assert world.mails.sent == []
+    assert world.incident().state is IncidentState.SKIPPED
+
+
+@pytest.mark.parametrize("error", HIDDEN)
+@pytest.mark.parametrize("call", ["read_state", "newer_runs"])
+def test_a_retry_that_may_not_look_at_its_run_is_given_to_people(call: str, error: PermanentError) -> None:
+    world = world_with()
+    world.agent.decide_action(failed())
+    world.runs.faults.before[call] = [error]
+
+    world.deliver_all()
+
+    assert world.runs.repairs == []
+    assert world.incident().attempts == ()
+    assert_people_were_told_once(world, error)
+
+
+@pytest.mark.parametrize("error", HIDDEN)
+def test_a_claimed_retry_that_may_not_be_looked_up_counts_with_an_unknown_outcome(error: PermanentError) -> None:
+    world = world_with()
+    world.agent.decide_action(failed())
+    world.runs.faults.after["repair_run"] = [OutcomeUnknownError("no answer")]
+    world.runs.faults.before["read_state"] = [None, error]
+
+    world.run_for(minutes=2)
+
+    (attempt,) = world.incident().attempts
+    assert attempt.outcome is AttemptOutcome.UNKNOWN
+    world.runs.finish(RUN_ID, succeeded=True)
+    assert_people_were_told_once(world, error)
+
+
+@pytest.mark.parametrize("error", HIDDEN)
+def test_a_retry_whose_run_may_not_be_followed_ends_with_an_unknown_outcome(error: PermanentError) -> None:
+    world = world_with()
+    decide_and_deliver(world)
+    world.runs.faults.before["read_state"] = [error] * 100
+
+    world.agent.follow_up()
+
+    (attempt,) = world.incident().attempts
+    assert attempt.outcome is AttemptOutcome.UNKNOWN
+    assert not any(retry.is_open for retry in world.history.read_safeguards(WORKSPACE).retries)
+    assert_people_were_told_once(world, error)
+
+
+@pytest.mark.parametrize("error", [NotAuthorisedError("403"), PermanentError("400"), RepairImpossibleError("no")])
+def test_a_started_run_whose_start_is_refused_when_it_is_asked_for_again_counts(error: PermanentError) -> None:
+    world = world_with()
+    world.agent.decide_action(failed())
+    world.runs.faults.before["repair_run"] = [RepairImpossibleError("run-job task")]
+    world.runs.faults.after["run_now"] = [OutcomeUnknownError("no answer")]
+    world.runs.faults.before["run_now"] = [None, error]
+
+    world.run_for(minutes=5)
+
+    assert len(world.runs.started) == 1
+    (attempt,) = world.incident().attempts
+    assert (attempt.kind, attempt.outcome) == (AttemptKind.RUN_NOW, AttemptOutcome.UNKNOWN)
+    (mail,) = world.mails.about_one_run
+    assert "is not known" in mail.decision.reason
+
+
+def test_a_new_run_that_is_refused_at_once_does_not_count() -> None:
+    world = world_with()
+    world.agent.decide_action(failed())
+    world.runs.faults.before["repair_run"] = [RepairImpossibleError("run-job task")]
+    world.runs.faults.before["run_now"] = [NotAuthorisedError("403")]
+
+    world.deliver_all()
+
+    assert world.incident().attempts == ()
+    (mail,) = world.mails.about_one_run
+    assert "CAN_MANAGE_RUN" in mail.decision.reason
+
+
+@pytest.mark.parametrize("error", [StoreNotAuthorisedError("a role is missing"), StoreRefusedError("400")])
+@pytest.mark.parametrize("call", ["read_incident", "save_incident", "read_pause", "read_safeguards", "record"])
+def test_a_refusal_of_the_tables_is_waited_for_and_never_told_as_one_of_databricks(
+    call: str, error: StoreRefusedError
+) -> None:
+    world = world_with()
+    world.agent.decide_action(failed())
+    world.history.faults.before[call] = [error]
+
+    world.run_for(minutes=10)
+
+    assert len(world.runs.repairs) == 1
+    assert world.mails.sent == []
+    assert world.dead == []
+
+
 # ── mail ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -898,6 +1171,36 @@ def test_a_mail_that_cannot_go_now_is_free_to_go_at_once_later() -> None:
     world.agent.send_email(email())
 
     assert len(world.mails.sent) == 1
+
+
+def test_a_mail_that_can_never_be_looked_up_is_not_sent_twice_and_parks_the_incident() -> None:
+    world = world_with(diagnosis=ESCALATION)
+    world.agent.decide_action(failed())
+    world.mails.faults.after["send"] = [OutcomeUnknownError("no answer")]
+    world.mails.faults.before["was_accepted"] = [NotAuthorisedError("no right to read mails")] * 100
+
+    world.run_for(hours=2)
+
+    assert len(world.mails.sent) == 1
+    assert world.incident().state is IncidentState.PARKED
+    assert "no right to read mails" in world.incident().ended_why
+    assert world.dead == []
+
+
+def test_a_claim_that_ran_out_before_the_mail_went_is_not_sent_by_the_slow_worker() -> None:
+    world = world_with(diagnosis=ESCALATION)
+    world.agent.decide_action(failed())
+
+    def stand_still() -> None:
+        world.clock.advance(seconds=world.settings.claim_settle_seconds)
+        world.agent.send_email(email())
+
+    worker_that_interleaves(world, during="save_incident", step=stand_still)
+    with pytest.raises(OutcomeUnknownError, match="has run out"):
+        world.agent.send_email(email())
+
+    assert len(world.mails.sent) == 1
+    assert world.incident().state is IncidentState.ESCALATED
 
 
 def test_a_mail_that_can_never_go_parks_the_incident_and_says_so() -> None:
@@ -1140,6 +1443,19 @@ def test_one_run_that_cannot_be_read_does_not_hold_up_the_others_and_is_not_hidd
     assert summary["actions"]["escalated"]["count"] == 0
 
 
+@pytest.mark.parametrize(("dry_run", "mails", "outcome"), [(False, 1, "escalated"), (True, 0, "open")])
+def test_a_pass_tells_people_of_a_run_that_may_not_be_read(dry_run: bool, mails: int, outcome: str) -> None:
+    world = monitored(run_facts(1), dry_run=dry_run)
+    for call in ("read_state", "read_facts"):
+        world.runs.faults.before[call] = [NotAuthorisedError("403")] * 10
+
+    (report,) = world.agent.monitor_jobs()["runs"]
+
+    assert (report["run_id"], report["decision"], report["outcome"]) == (1, "ESCALATE_EMAIL", outcome)
+    assert "CAN_VIEW" in report["reason"]
+    assert len(world.mails.sent) == mails
+
+
 def test_without_a_history_the_limit_counts_the_repairs_of_the_run() -> None:
     repairs = tuple(build_repair(repair_id=n) for n in (501, 502, 503))
     world = monitored(run_facts(1, repairs=repairs))
@@ -1166,6 +1482,19 @@ def test_without_a_history_no_new_runs_are_started_without_end() -> None:
 
     assert len(world.runs.started) <= world.settings.max_retry_attempts
     assert world.mails.sent
+
+
+def test_a_pass_without_queues_changes_no_job_because_nothing_would_put_it_back() -> None:
+    world = monitored(run_facts(1), diagnosis=MORE_WORKERS)
+
+    without_history(world).monitor_jobs()
+
+    assert world.runs.job_updates == []
+    assert world.runs.repairs == []
+    (mail,) = world.mails.sent
+    assert isinstance(mail, EscalationMail)
+    assert "policy.no_lease" in mail.decision.rules
+    assert mail.decision.suggested_params == {"more_workers": ""}
 
 
 def without_history(world: World) -> Any:

@@ -9,8 +9,8 @@ from aiohttp import web
 from local.databricks.node_types import NODE_TYPES
 from local.databricks.server import create_databricks_app
 from shared.databricks_connector import DatabricksConnector
-from shared.databricks_runs import node_type
-from shared.domain import Change, Json, SettingChange
+from shared.databricks_runs import cluster_policy, node_type, policy_ids
+from shared.domain import Change, ClusterPolicy, Json, SettingChange
 from shared.errors import (
     NotAuthorisedError,
     OutcomeUnknownError,
@@ -25,6 +25,7 @@ from tests.shared.databricks_service import FakeClock, Service, serving, setting
 
 UPDATE = "/api/2.2/jobs/update"
 NODE_TYPE_LIST = "/api/2.1/clusters/list-node-types"
+POLICY = "/api/2.0/policies/clusters/get"
 FAILURE = {"error": "java.lang.OutOfMemoryError: Java heap space"}
 JOB = 101
 
@@ -255,16 +256,17 @@ def test_an_update_that_found_no_connection_is_not_in_doubt(service: Service) ->
     assert type(caught.value) is TransientError
 
 
-def test_the_performance_target_is_sent_with_the_repair_if_there_is_one() -> None:
+def test_the_performance_target_is_sent_with_the_repair_or_the_new_run_if_there_is_one() -> None:
     bodies: list[Json] = []
 
     async def answer(request: web.Request) -> web.Response:
         bodies.append(await request.json())
-        return web.json_response({"repair_id": 1})
+        return web.json_response({"repair_id": 1, "run_id": 1})
 
     def app() -> web.Application:
         made = web.Application()
         made.router.add_post("/api/2.2/jobs/runs/repair", answer)
+        made.router.add_post("/api/2.2/jobs/run-now", answer)
         return made
 
     with serving(app) as service:
@@ -277,8 +279,9 @@ def test_the_performance_target_is_sent_with_the_repair_if_there_is_one() -> Non
                 legacy_parameters={},
                 performance_target=target,
             )
+            service.connector.run_now(service.workspace, JOB, token="5:1", job_parameters={}, performance_target=target)
 
-    assert [body.get("performance_target") for body in bodies] == [None, "PERFORMANCE_OPTIMIZED"]
+    assert [body.get("performance_target") for body in bodies] == [None, None, *["PERFORMANCE_OPTIMIZED"] * 2]
 
 
 # Node types
@@ -318,6 +321,69 @@ def test_node_types_that_cannot_be_read_are_no_hindrance_and_are_asked_for_again
     assert facts.node_types == ()
 
     assert service.connector.read_facts(service.workspace, 9001).node_types
+
+
+# Cluster policies
+
+
+def test_the_policy_of_a_cluster_of_the_job_comes_with_its_failure_and_is_kept_for_five_minutes(
+    service: Service, time_of_workspace: FakeClock
+) -> None:
+    def read() -> int:
+        facts = service.connector.read_facts(service.workspace, 9001)
+        assert facts.policies == {"p1": ClusterPolicy("p1", "p1", {"num_workers": {"type": "range", "maxValue": 3}})}
+        return service.calls(f"GET {POLICY}")
+
+    assert [read(), read()] == [1, 1]
+    service.clock.now += 299
+    assert read() == 1
+    service.clock.now += 1
+    assert read() == 2
+
+
+def test_other_compute_needs_no_policy(service: Service) -> None:
+    assert service.connector.read_facts(service.workspace, 9002).policies == {}
+    assert service.calls(f"GET {POLICY}") == 0
+
+
+@pytest.mark.parametrize(("status", "calls"), [(403, 1), (404, 1), (500, 6)])
+def test_a_policy_that_cannot_be_read_is_no_hindrance(service: Service, status: int, calls: int) -> None:
+    """Where the right is missing it is not asked for at each failure; where the service failed it is."""
+    service.set_fault(f"GET {POLICY}", "error", status=status, times=6)
+
+    for _ in range(2):
+        facts = service.connector.read_facts(service.workspace, 9001)
+        assert facts.failures
+        assert facts.policies == {}
+
+    assert service.calls(f"GET {POLICY}") == calls
+
+
+@pytest.mark.parametrize(
+    ("raw", "rules"),
+    [
+        (
+            {"definition": '{"num_workers": {"type": "fixed", "value": 2}}'},
+            {"num_workers": {"type": "fixed", "value": 2}},
+        ),
+        ({"definition": '{"num_workers": "odd"}'}, {}),
+        ({"definition": "[1]"}, {}),
+        ({"definition": "{"}, {}),
+        ({"definition": 5}, {}),
+        ({}, {}),
+    ],
+)
+def test_a_policy_that_is_not_understood_has_no_rules(raw: Json, rules: Json) -> None:
+    assert cluster_policy({"policy_id": "p1"} | raw) == ClusterPolicy("p1", "p1", rules)
+
+
+def test_the_policies_of_all_clusters_of_a_job_are_known() -> None:
+    clusters = [{"policy_id": name} for name in ("a", "b", "a", None)]
+    tasks = [{"new_cluster": {"policy_id": "c"}}, {"for_each_task": {"task": {"new_cluster": {"policy_id": "d"}}}}, {}]
+
+    found = policy_ids({"job_clusters": [{"new_cluster": cluster} for cluster in clusters], "tasks": tasks})
+
+    assert found == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,11 @@ from shared.errors import (
     InvalidMessageError,
     PausedError,
     PermanentError,
+    StoreRefusedError,
     ThrottledError,
     TransientError,
 )
-from shared.messages import EMAILS, FAILED_RUNS, QUEUES, RETRIES, FailedRunMessage
+from shared.messages import EMAILS, FAILED_RUNS, QUEUES, RETRIES, FailedRunMessage, RetryMessage
 from shared.ports import OutgoingMessage
 from shared.triage.policy import IDEMPOTENT_TAG
 from tests.builders import (
@@ -103,12 +104,17 @@ def test_what_is_not_understood_is_recorded_without_its_body_and_raised(queue: s
 
 
 def test_what_can_never_be_done_is_recorded_and_raised() -> None:
-    world = failing_world(PermanentError("the job's settings are not understood"))
+    world = failing_world(None)
+    nothing_decided = RetryMessage(
+        workspace=WORKSPACE, run_id=RUN_ID, failure_id=FailureId(FAILED.failure_id), attempt=1
+    )
 
-    with pytest.raises(PermanentError):
-        world.delivery.deliver(envelope())
+    with pytest.raises(PermanentError, match="nothing was decided"):
+        world.delivery.deliver(envelope(nothing_decided.to_json(), RETRIES))
 
-    assert [r.reason for r in world.history.rejected.values()] == ["the job's settings are not understood"]
+    assert [r.reason for r in world.history.rejected.values()] == [
+        f"no incident for run {RUN_ID}: nothing was decided about it"
+    ]
     assert world.queues.sent == []
 
 
@@ -125,12 +131,17 @@ def test_lost_races_bugs_and_crashes_are_raised_and_not_put_off(error: BaseExcep
     assert world.history.rejected == {}
 
 
-def test_a_history_that_cannot_record_a_refusal_does_not_hide_it() -> None:
+@pytest.mark.parametrize("problem", [TransientError("tables are down"), StoreRefusedError("403")])
+def test_a_history_that_cannot_record_a_refusal_leaves_it_to_the_log(
+    problem: AgentError, caplog: pytest.LogCaptureFixture
+) -> None:
     world = failing_world(None)
-    world.history.faults.before["record_rejected"] = [TransientError("tables are down")]
+    world.history.faults.before["record_rejected"] = [problem]
 
-    with pytest.raises(TransientError):
+    with pytest.raises(InvalidMessageError) as raised:
         world.delivery.deliver(envelope(b"no json"))
+
+    assert str(raised.value) in [vars(record).get("refusal") for record in caplog.records]
 
 
 # ── put off ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -227,6 +238,54 @@ def test_a_copy_that_cannot_be_sent_means_the_message_is_abandoned() -> None:
 
     with pytest.raises(TransientError, match="Service Bus"):
         world.delivery.deliver(envelope())
+
+    assert [r.reason for r in world.history.rejected.values()] == ["Service Bus is down"]
+
+
+def test_a_message_that_cannot_be_given_up_is_kept_with_the_reason() -> None:
+    world = failing_world(TransientError("Databricks does not answer"))
+    world.history.faults.before["read_incident"] = [None, StoreRefusedError("the row is damaged")]
+
+    with pytest.raises(StoreRefusedError):
+        world.delivery.deliver(envelope(deferrals=90, first_seen=first_seen(25)))
+
+    assert [r.reason for r in world.history.rejected.values()] == ["the row is damaged"]
+
+
+@pytest.mark.parametrize(("seconds", "is_noted"), [(60, False), (899, False), (900, True), (7200, True)])
+def test_a_long_wait_is_noted_with_the_incident_and_a_short_one_is_not_worth_a_write(
+    seconds: float, is_noted: bool
+) -> None:
+    world = failing_world(ThrottledError("429", retry_after_seconds=seconds))
+    before = world.history.save_incident(build_incident(state=IncidentState.DETECTED, decision=None, due_at=NOW))
+
+    world.delivery.deliver(envelope())
+
+    assert world.incident().due_at == (NOW + timedelta(seconds=seconds) if is_noted else before.due_at)
+
+
+def test_a_wait_that_cannot_be_noted_is_a_wait_all_the_same() -> None:
+    world = failing_world(ThrottledError("429", retry_after_seconds=7200))
+    world.history.save_incident(build_incident(state=IncidentState.DETECTED, decision=None, due_at=NOW))
+    world.history.faults.before["save_incident"] = [ConflictError("412")]
+
+    world.delivery.deliver(envelope())
+
+    assert only_copy(world).due == NOW + timedelta(hours=2)
+
+
+@pytest.mark.parametrize("service", ["Databricks", "e-mail"])
+def test_an_outage_of_hours_leaves_one_message_for_each_failure(service: str) -> None:
+    """The broker forgets ids within minutes, so each copy that `follow_up` sends would wait beside the others."""
+    world = failing_world(None, diagnosis=ESCALATION)
+    world.history.save_incident(build_incident(state=IncidentState.DETECTED, decision=None, due_at=NOW))
+    world.queues.detects_duplicates = False
+    break_service(world, service, until=NOW + timedelta(hours=12))
+    world.queues.send(FAILED_RUNS, [OutgoingMessage(FAILED.to_json(), FAILED.message_id)])
+
+    world.run_for(hours=6)
+
+    assert sum(map(len, world.queues.waiting.values())) == 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import email.policy
 import json
 import socket
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -51,6 +52,7 @@ from shared.errors import (
 )
 from shared.settings import Settings
 from tests.builders import NOW, build_attempt, build_decision, build_escalation_mail
+from tests.shared.recorded_telemetry import recorded
 
 ACCESS_KEY = base64.b64encode(b"any key").decode()
 SEND = "POST /emails:send"
@@ -113,6 +115,18 @@ def free_port() -> int:
 
 
 # ── sending ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_mails_that_were_handed_over_are_counted(service: Service) -> None:
+    with recorded() as told:
+        for kind in ("escalation", "suggestion", "suggestion"):
+            service.notifier().send(build_escalation_mail(kind=kind, key=f"{kind}-{uuid.uuid4()}"))
+        service.set_fault(kind="503")
+        with pytest.raises(TransientError):
+            service.notifier().send(build_escalation_mail())
+
+    sent = told.metrics()["remediation.mail.sent"]
+    assert {labels["kind"]: count for labels, count in sent} == {"escalation": 1, "suggestion": 2}
 
 
 def test_a_mail_is_handed_over_once_with_its_operation_id_and_its_key(service: Service) -> None:

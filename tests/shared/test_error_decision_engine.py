@@ -126,7 +126,6 @@ def test_the_model_is_given_the_excerpt_trusted_facts_and_what_the_rules_say() -
         "termination_type": "CLIENT_ERROR",
         "compute": "job_cluster",
     }
-    assert question.by_rules.source == "rules"
 
 
 # ── the policy has the last word ────────────────────────────────────────────────────────────────────────────────────

@@ -366,7 +366,7 @@ class ObeyingModel:
         self.heard = Planted("", "", "")
         self.obeyed = 0
 
-    def diagnose(self, evidence: Evidence, *, facts: Mapping[str, str], by_rules: Diagnosis) -> Diagnosis | None:
+    def diagnose(self, evidence: Evidence, *, facts: Mapping[str, str]) -> Diagnosis | None:
         asked = question(evidence, facts)
         if not any(line.strip() in asked for line in self.heard.text.splitlines() if line.strip()):
             return None

@@ -1,16 +1,16 @@
 """What is remembered of causes, in a history that others write too; and an engine that makes use of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from shared.domain import Category, Change, ChangeKind, Decision, DecisionKind, Diagnosis, RunFacts
-from shared.error_decision_engine import PROMPT_CHARACTERS, ErrorDecisionEngine
+from shared.domain import Category, Change, ChangeKind, Decision, DecisionKind, Diagnosis, Evidence, RunFacts
+from shared.error_decision_engine import ASK_AGAIN_SECONDS, PROMPT_CHARACTERS, ErrorDecisionEngine
 from shared.errors import ConflictError, ThrottledError, TransientError
-from shared.learning import CHARACTERS_PER_TOKEN, TRIES, Learning
+from shared.learning import CHARACTERS_PER_TOKEN, SLACK_SECONDS, TRIES, Learning
 from shared.triage.experience import Experience, Fix, TokenMeter
 from tests.builders import (
     NOW,
@@ -314,6 +314,97 @@ def test_what_happened_before_takes_part(
     note(desk, replace(tried, fingerprint=cause), *results)
 
     assert engine.decide(failing(error), now=NOW).recommended is want
+
+
+def test_a_question_that_the_service_refuses_costs_no_tokens_however_often_it_is_asked() -> None:
+    desk, model = Desk(), FakeDiagnoser(ANSWER)
+    model.faults.before["diagnose"] = [ThrottledError("429")] * 5
+    engine = desk.engine(model)
+
+    for _ in range(5):
+        with pytest.raises(ThrottledError):
+            engine.decide(failing(STRANGE), now=NOW, may_wait=True)
+    assert used(desk) == 0
+
+    assert engine.decide(failing(STRANGE), now=NOW, may_wait=True).model_used
+    assert 0 < used(desk) <= (len(STRANGE) + 100 + PROMPT_CHARACTERS) // CHARACTERS_PER_TOKEN
+
+
+class WhileAsking(FakeDiagnoser):
+    """A model that lets something happen while it is thinking."""
+
+    def __init__(self, answer: Diagnosis | None, meanwhile: Callable[[], object]) -> None:
+        super().__init__(answer)
+        self.meanwhile = meanwhile
+
+    def diagnose(self, evidence: Evidence, *, facts: Mapping[str, str]) -> Diagnosis | None:
+        self.meanwhile()
+        return super().diagnose(evidence, facts=facts)
+
+
+@pytest.mark.parametrize("may_wait", [True, False])
+def test_of_two_workers_with_one_cause_one_asks_and_the_other_waits_or_decides_by_rules(may_wait: bool) -> None:
+    desk = Desk()
+    others: list[object] = []
+    second = FakeDiagnoser(ANSWER)
+    other = Desk(desk.history).engine(second)
+
+    def decide_elsewhere() -> None:
+        try:
+            others.append(other.decide(failing(STRANGE, 1002), now=NOW, may_wait=may_wait).model_used)
+        except ThrottledError as error:
+            others.append(error.retry_after_seconds)
+
+    first = desk.engine(WhileAsking(ANSWER, decide_elsewhere))
+
+    assert first.decide(failing(STRANGE), now=NOW, may_wait=may_wait).model_used
+    assert others == ([ASK_AGAIN_SECONDS] if may_wait else [False])
+    assert second.asked == []
+    assert other.decide(failing(STRANGE, 1002), now=NOW, may_wait=may_wait).model_used, "it takes the answer over"
+    assert second.asked == []
+
+
+def test_two_workers_that_take_the_question_at_once_ask_once() -> None:
+    desk = Desk()
+    other = Desk(desk.history)
+    taken: list[Experience | None] = []
+    before_saving(
+        desk.history, "save_experience", lambda: taken.append(other.learning.begin_question(WORKSPACE, CAUSE))
+    )
+
+    assert desk.learning.begin_question(WORKSPACE, CAUSE) is None
+    assert taken != [None]
+
+
+def test_a_question_whose_asker_died_is_asked_by_another_after_a_short_time() -> None:
+    class DiedError(BaseException):
+        pass
+
+    desk, model = Desk(), FakeDiagnoser(ANSWER)
+    model.faults.before["diagnose"] = [DiedError()]
+    engine = desk.engine(model)
+    with pytest.raises(DiedError):
+        engine.decide(failing(STRANGE), now=NOW, may_wait=True)
+
+    with pytest.raises(ThrottledError):
+        engine.decide(failing(STRANGE), now=NOW, may_wait=True)
+    desk.clock.advance(seconds=2 * desk.settings.azure_openai_timeout_seconds + SLACK_SECONDS)
+
+    assert engine.decide(failing(STRANGE), now=NOW, may_wait=True).model_used
+
+
+def test_a_question_for_which_no_tokens_are_left_is_free_for_the_next_day() -> None:
+    desk, model = Desk(ai_tokens_per_day=10), FakeDiagnoser(ANSWER)
+    engine = desk.engine(model)
+    assert not engine.decide(failing(STRANGE), now=NOW).model_used
+
+    assert Desk(desk.history).engine(model).decide(failing(STRANGE), now=NOW, may_wait=True).model_used
+
+
+def test_returned_tokens_never_make_the_meter_negative() -> None:
+    desk = Desk()
+    desk.learning.return_tokens(100)
+    assert used(desk) == 0
 
 
 def test_a_fix_that_worked_twice_spares_the_question() -> None:

@@ -1,0 +1,217 @@
+"""`agent check`: what it says, the command that mends it, and the exit code."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from agent.check import fix_of, result_of
+from agent.cli import app
+from agent.output import ExitCode
+from local.acs_email import create_email_app
+from local.databricks.server import create_databricks_app
+from local.http_standin import EffectLog, running
+from shared import bootstrap
+from shared.bootstrap import Connection
+from shared.databricks_rights import MissingRightsError
+from shared.errors import (
+    AgentError,
+    ConfigurationError,
+    NotAuthorisedError,
+    PermanentError,
+    StoreNotAuthorisedError,
+    TransientError,
+)
+from shared.role_commands import Grant, Principal
+from tests.shared.databricks_service import Service, serving
+
+APPLICATION_ID = "11111111-2222-3333-4444-555555555555"
+CONNECTIONS = ["Databricks", "Databricks rights", "Service Bus", "Tables", "E-mail", "Azure OpenAI"]
+SET = ("DATABRICKS_", "ACS_", "AZURE_", "SERVICE_BUS_", "TABLES_", "SENDER_", "ESCALATION_", "JOB_", "DEFAULT_")
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings of the developer's own, neither in the environment nor in a file."""
+    for name in [name for name in os.environ if name.startswith(SET)]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    """A workspace in which the identity is a service principal, and the settings that point to it."""
+    with serving(lambda: create_databricks_app(effects_path=None)) as running_service:
+        me = {"userName": APPLICATION_ID, "groups": []}
+        running_service.control("rights", {"me": me, "shown_to": "all"})
+        monkeypatch.setenv("DATABRICKS_HOST", running_service.url)
+        monkeypatch.setenv("DATABRICKS_TOKEN", "token")
+        yield running_service
+
+
+def load_viewed_jobs(service: Service, count: int) -> None:
+    """Jobs 1, 2, … that the identity may only view."""
+    tasks = [{"task_key": "load"}]
+    service.load(
+        {"jobs": [{"job_id": n, "settings": {"name": f"job-{n}", "tasks": tasks}} for n in range(1, count + 1)]}
+    )
+    viewer = {"service_principal_name": APPLICATION_ID, "all_permissions": [{"permission_level": "CAN_VIEW"}]}
+    service.control("rights", {"permissions": {f"jobs/{n}": [viewer] for n in range(1, count + 1)}})
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["check", *arguments])
+
+
+def checks(result: Result) -> dict[str, dict[str, Any]]:
+    return {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+
+
+def connection(error: AgentError) -> Connection:
+    def attempt() -> str:
+        raise error
+
+    return Connection("Somewhere", attempt, "the command", "where to look")
+
+
+# --- One result
+
+
+@pytest.mark.parametrize(
+    ("error", "fix", "code"),
+    [
+        (NotAuthorisedError("no"), "the command", ExitCode.USAGE_OR_SETTINGS),
+        (StoreNotAuthorisedError("no"), "the command", ExitCode.USAGE_OR_SETTINGS),
+        (TransientError("away"), "where to look", ExitCode.UNREACHABLE),
+        (PermanentError("odd"), "where to look", ExitCode.EXPECTATION_FAILED),
+        (ConfigurationError("no such queue"), "where to look", ExitCode.USAGE_OR_SETTINGS),
+    ],
+)
+def test_what_to_do_and_the_exit_code_follow_from_the_error(error: AgentError, fix: str, code: ExitCode) -> None:
+    result = result_of(connection(error))
+    assert (result.ok, result.detail, result.fix, result.code) == (False, str(error), fix, code)
+
+
+def test_a_missing_setting_is_fixed_by_setting_it() -> None:
+    error = ConfigurationError("missing", names=("SENDER_EMAIL",))
+    assert "--settings SENDER_EMAIL=" in fix_of(error, connection(error))
+
+
+def test_missing_rights_are_fixed_by_granting_them() -> None:
+    principal = Principal(APPLICATION_ID, is_service_principal=True)
+    error = MissingRightsError("missing", principal=principal, missing=(Grant("jobs", "7", "CAN_VIEW"),), host="")
+    assert fix_of(error, connection(error)).startswith("databricks permissions update jobs 7 --json ")
+
+
+def test_what_works_needs_nothing() -> None:
+    result = result_of(Connection("Somewhere", lambda: "well", "the command", "where to look"))
+    assert (result.ok, result.detail, result.fix, result.code) == (True, "well", "", ExitCode.AS_EXPECTED)
+
+
+# --- The command
+
+
+def test_without_settings_each_is_named_with_where_to_set_it() -> None:
+    result = run("--json")
+    found = checks(result)
+    assert result.exit_code == ExitCode.USAGE_OR_SETTINGS
+    assert list(found) == [name for name in CONNECTIONS if name != "Databricks rights"]
+    assert {name for name, check in found.items() if check["ok"]} == {"Azure OpenAI"}
+    assert all(set(check) == {"name", "ok", "detail", "fix"} for check in found.values())
+    assert "--settings DATABRICKS_HOST='<value>'" in found["Databricks"]["fix"]
+    assert "--settings SERVICE_BUS_CONNECTION__fullyQualifiedNamespace='<value>'" in found["Service Bus"]["fix"]
+
+
+def test_a_missing_permission_shows_as_the_command_that_grants_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_viewed_jobs(service, 1)
+    monkeypatch.setenv("DEFAULT_MODE", "retry")
+    result = run("--json")
+    found = checks(result)
+    assert list(found) == CONNECTIONS
+    assert found["Databricks"]["ok"]
+    assert not found["Databricks rights"]["ok"]
+    assert result.exit_code == ExitCode.USAGE_OR_SETTINGS
+    assert found["Databricks rights"]["fix"] == (
+        "databricks permissions update jobs 1 --json"
+        f' \'{{"access_control_list":[{{"service_principal_name":"{APPLICATION_ID}",'
+        '"permission_level":"CAN_MANAGE_RUN"}]}\''
+    )
+
+
+def test_in_the_default_mode_to_view_the_jobs_is_enough(service: Service) -> None:
+    load_viewed_jobs(service, 1)
+    rights = checks(run("--json"))["Databricks rights"]
+    assert rights["ok"]
+    assert "CAN_VIEW on 1 job (directly)" in rights["detail"]
+    assert rights["fix"] == ""
+
+
+def test_for_people_commands_stand_below_the_table_each_on_one_line(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_viewed_jobs(service, 7)
+    monkeypatch.setenv("DEFAULT_MODE", "retry")
+    lines = run().stdout.splitlines()
+    commands = [line for line in lines if line.startswith("databricks permissions update jobs ")]
+    assert len(commands) == 5
+    assert all(line.endswith("}]}'") for line in commands)
+    assert any(line.startswith("for id in 6 7; do databricks permissions update jobs ") for line in lines)
+
+
+def test_each_of_several_workspaces_is_asked(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(lambda: create_databricks_app(effects_path=None)) as other:
+        load_viewed_jobs(service, 1)
+        monkeypatch.setenv("DATABRICKS_HOST", f"{service.url},{other}")
+        monkeypatch.delenv("DATABRICKS_TOKEN")
+        monkeypatch.setenv("DATABRICKS_CLIENT_ID", APPLICATION_ID)
+        monkeypatch.setenv("DATABRICKS_CLIENT_SECRET", "secret")
+        names = list(checks(run("--json")))
+    assert [name for name in names if name.startswith("Databricks rights in 127.0.0.1-")] == names[1:3]
+
+
+def test_each_connection_names_the_roles_of_its_own_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
+        ("AZURE_CLIENT_ID", APPLICATION_ID),
+        ("SERVICE_BUS_CONNECTION__fullyQualifiedNamespace", "sb-abc.servicebus.windows.net"),
+        ("TABLES_ENDPOINT", "https://stabc.table.core.windows.net"),
+        ("ACS_ENDPOINT", "https://acs-abc.europe.communication.azure.com"),
+        ("AZURE_OPENAI_ENDPOINT", "https://cog-abc.openai.azure.com"),
+    ):
+        monkeypatch.setenv(name, value)
+    found = {one.name: one.where_refused for one in bootstrap.connections(bootstrap.current_settings(), str)}
+    roles = {name: re.findall(r'--role "([^"]+)"', text) for name, text in found.items()}
+    assert roles == {
+        "Databricks": [],
+        "Service Bus": ["Azure Service Bus Data Sender", "Azure Service Bus Data Receiver"],
+        "Tables": ["Storage Table Data Contributor"],
+        "E-mail": ["Communication and Email Service Owner"],
+        "Azure OpenAI": ["Cognitive Services OpenAI User"],
+    }
+
+
+def test_a_mail_service_that_refuses_the_key_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(lambda: create_email_app(EffectLog("email", None), tmp_path)) as url:
+        for name, value in (
+            ("ACS_ENDPOINT", url),
+            ("ACS_ACCESS_KEY", "c2VjcmV0"),
+            ("SENDER_EMAIL", "agent@example.com"),
+            ("ESCALATION_EMAILS", "people@example.com"),
+        ):
+            monkeypatch.setenv(name, value)
+        refuse_everything(url)
+        mail = checks(run("--json"))["E-mail"]
+    assert not mail["ok"]
+    assert mail["fix"].startswith("ACS_ACCESS_KEY is refused")
+
+
+def refuse_everything(url: str) -> None:
+    fault = {"match": "* /emails", "kind": "error", "status": 401, "body": {"error": {"code": "Denied"}}}
+    urlopen(f"{url}/_standin/faults", json.dumps({"faults": [fault]}).encode()).close()

@@ -86,6 +86,9 @@ class Verdict:
     setting_changes: tuple[SettingChange, ...] = ()
 
 
+SWITCHED_OFF = StandDown("switched_off", f"The mode is off for this job (tag {MODE_TAG} or the default mode).")
+
+
 def stand_down(facts: RunFacts, limits: Limits) -> StandDown | None:
     """The first reason for leaving this run alone, or None."""
     checks = (
@@ -121,9 +124,7 @@ def not_selected(facts: RunFacts, limits: Limits) -> StandDown | None:
 
 
 def switched_off(facts: RunFacts, limits: Limits) -> StandDown | None:
-    if mode_of(facts.tags, limits.default_mode) is Mode.OFF:
-        return StandDown("switched_off", f"The mode is off for this job (tag {MODE_TAG} or the default mode).")
-    return None
+    return SWITCHED_OFF if mode_of(facts.tags, limits.default_mode) is Mode.OFF else None
 
 
 def healed_by_parent(facts: RunFacts, _: Limits) -> StandDown | None:
@@ -247,8 +248,12 @@ def too_old(proposal: Proposal) -> StandDown | None:
 
 
 def not_idempotent(proposal: Proposal) -> StandDown | None:
+    return marked_not_idempotent(proposal.tags)
+
+
+def marked_not_idempotent(tags: Mapping[str, str]) -> StandDown | None:
     """Only `true` says that it is; what is neither is taken for `false`."""
-    marked = proposal.tags.get(IDEMPOTENT_TAG, "true").strip().lower()
+    marked = tags.get(IDEMPOTENT_TAG, "true").strip().lower()
     if marked == "true":
         return None
     if marked != "false":
@@ -333,6 +338,16 @@ def carry_out(decision: DecisionKind, mode: Mode, *, dry_run: bool) -> tuple[boo
     if not mode.carries_out(decision):
         return False, f"mode {mode}: {decision} is suggested by mail, not carried out"
     return True, ""
+
+
+def withdrawn(decision: DecisionKind, tags: Mapping[str, str], mode: Mode, *, dry_run: bool) -> StandDown | None:
+    """Why a retry that was decided upon is not made any more, by the job's mode and tags as they are now."""
+    if mode is Mode.OFF:
+        return SWITCHED_OFF
+    done, why = carry_out(decision, mode, dry_run=dry_run)
+    if not done:
+        return StandDown("mode_changed", f"This has changed since the decision: {why}.")
+    return marked_not_idempotent(tags)
 
 
 def recipients_of(

@@ -238,7 +238,7 @@ def _changes(verdict: Verdict) -> tuple[Change, ...]:
 
 _TASK_OF_EXECUTOR = re.compile(r"\(TID \d|\bexecutor\b|\bLost task\b|\bstage failure\b", re.IGNORECASE)
 _SERVERLESS = re.compile(
-    r"(?:^|[\s(,:=])serverless(?=$|[\s),;:.])(?! (?:sql )?warehouse)", re.IGNORECASE | re.MULTILINE
+    r"(?:^|[\s(\[,:=])serverless(?=$|[\s)\],;:.])(?! (?:sql )?warehouse)", re.IGNORECASE | re.MULTILINE
 )
 _DRIVER_FAILED = frozenset({"DRIVER_ERROR"})
 
@@ -422,7 +422,7 @@ def _without_instruction(line: str) -> str:
 _PLATFORM_RECORD = re.compile(
     r"\b(?:update_progress|flow_progress|user_action|create_update|pipeline_progress|maintenance_progress|taskinstance"
     r"|local_task_job\w*|update \S+ (?:is |was )?cancell?ed|run ?group|pipeline ?run|activity ?run|run history"
-    r"|repair history"
+    r"|repair history|(?:status|state|result_state)\W{1,3}(?-i:SKIPPED|CANCELL?ED|EXCLUDED|DISABLED)"
     r"|airflow|scheduler|dagster|prefect|orchestrator|controller|data ?factory|adf|databricks"
     r"|job[_ ]?run|jobs?|audit)\b",
     re.IGNORECASE,
@@ -472,7 +472,8 @@ _OWN_WORDS = ("-- ", "\tat ", "    at ", '  File "', "print", "stdout", "echo ",
 
 def _status_part(line: str) -> str:
     if "Error" in line or "Exception" in line:
-        line = _OF_CODE.split(line, 1)[0]
+        of_code = _OF_CODE.search(line)
+        line = line[: of_code.end()] if of_code else line
     head = line[:160]
     has_quotes = '"' in line or "'" in line
     has_level = "INFO" in head or "WARN" in head or "DEBUG" in head

@@ -37,6 +37,7 @@ from shared.triage.policy import (
     permit,
     recipients_of,
     stand_down,
+    withdrawn,
 )
 from tests.builders import (
     NOW,
@@ -429,6 +430,29 @@ def test_what_a_mode_carries_out(mode: Mode, carried_out: set[DecisionKind]) -> 
     assert done == carried_out | always
     for kind in set(DecisionKind) - done:
         assert str(mode) in carry_out(kind, mode, dry_run=False)[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "tags", "mode", "dry_run", "rule"),
+    [
+        (DecisionKind.RETRY, {}, Mode.FULL, False, None),
+        (DecisionKind.RETRY, {}, Mode.RETRY, False, None),
+        (DecisionKind.RETRY_WITH_PARAMS, {}, Mode.FULL, False, None),
+        (DecisionKind.RETRY, {IDEMPOTENT_TAG: "true"}, Mode.FULL, False, None),
+        (DecisionKind.RETRY, {}, Mode.OFF, False, "switched_off"),
+        (DecisionKind.RETRY, {IDEMPOTENT_TAG: "false"}, Mode.OFF, True, "switched_off"),
+        (DecisionKind.RETRY, {}, Mode.OBSERVE, False, "mode_changed"),
+        (DecisionKind.RETRY_WITH_PARAMS, {}, Mode.RETRY, False, "mode_changed"),
+        (DecisionKind.RETRY, {}, Mode.FULL, True, "mode_changed"),
+        (DecisionKind.RETRY, {IDEMPOTENT_TAG: "false"}, Mode.FULL, False, "not_idempotent"),
+        (DecisionKind.RETRY, {IDEMPOTENT_TAG: "perhaps"}, Mode.FULL, False, "unreadable_tag"),
+    ],
+)
+def test_what_withdraws_a_retry_that_was_decided_upon(
+    kind: DecisionKind, tags: dict[str, str], mode: Mode, dry_run: bool, rule: str | None
+) -> None:
+    found = withdrawn(kind, tags, mode, dry_run=dry_run)
+    assert (found.rule if found else None) == rule
 
 
 @pytest.mark.parametrize("mode", Mode)

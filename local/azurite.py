@@ -19,7 +19,9 @@ PROGRAM = Path(__file__).parent / "node_modules" / ".bin" / "azurite-table"
 
 # Published by Microsoft for every installation of Azurite; not a secret (github.com/Azure/Azurite, README).
 ACCOUNT = "devstoreaccount1"
-ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # pragma: allowlist secret
+ACCOUNT_KEY = (
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # pragma: allowlist secret
+)
 
 
 class AzuriteError(Exception):

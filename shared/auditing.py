@@ -109,8 +109,6 @@ class Auditing:
         now = self._now()
         still_open = self._history.open_incidents(workspace)
         closed = self._history.closed_incidents(workspace, updated_after=now - LOOKS_BACK)
-        oldest = min((incident.detected_at for incident in still_open), default=now)
-        telemetry.oldest_incident(workspace, (now - oldest).total_seconds())
         claimed = [
             (incident, attempt)
             for incident in (*still_open, *closed)

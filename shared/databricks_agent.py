@@ -5,13 +5,13 @@ before and after every effect; an effect that may have happened is looked up, ne
 is only a reference, so an old one finds the incident moved on and does nothing.
 """
 
-import logging
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shared import telemetry
 from shared.admission import Admission
 from shared.deciding import Deciding
 from shared.domain import Json, RunSummary
@@ -39,7 +39,7 @@ from shared.settings import Settings
 if TYPE_CHECKING:
     from shared.azure_openai_client import AzureOpenAIClient
 
-logger = logging.getLogger(__name__)
+logger = telemetry.logger(__name__)
 
 NO_MORE_WAITING = 1_000
 """A number of deferrals from which on nothing waits for the model any more."""

@@ -1,6 +1,5 @@
 """Databricks workspaces: failed runs, everything about one of them, and the writes that retry it or change its job."""
 
-import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
-from shared import databricks_runs
+from shared import databricks_runs, telemetry
 from shared.databricks_api import Clock, WorkspaceApi, check_access
 from shared.databricks_runs import RUN_ARRAYS, SETTINGS_ARRAYS
 from shared.deadline import InheritingThreadPool
@@ -38,7 +37,7 @@ from shared.settings import Settings
 if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential
 
-log = logging.getLogger(__name__)
+log = telemetry.logger(__name__)
 
 JOBS = "/api/2.2/jobs"
 CLUSTERS = "/api/2.1/clusters"
@@ -247,6 +246,10 @@ class DatabricksConnector:
         what = f"new run of job {job_id} in workspace {workspace}"
         return _id_in(self._workspace(workspace).post_once(f"{JOBS}/run-now", body, what), "run_id", what)
 
+    def job_tags(self, workspace: str, job_id: int) -> Mapping[str, str]:
+        """The job's tags as they are now: one call, as its first page has them whole."""
+        return databricks_runs.job_facts(self._workspace(workspace).get(f"{JOBS}/get", {"job_id": job_id})).tags
+
     def job_settings(self, workspace: str, job_id: int) -> Json:
         """The job's settings as they are now: raw JSON, all pages of its tasks and clusters joined."""
         settings: Json = _read_whole_job(self._workspace(workspace), job_id)["settings"]
@@ -309,10 +312,10 @@ def _read_whole_job(api: WorkspaceApi, job_id: int) -> Json:
 
 def _read_job(api: WorkspaceApi, run: RunState) -> JobFacts | None:
     """The job as it is now; None for a one-time run, a deleted job, or one that the identity may not see."""
-    if run.job_id is None or run.run_type in ("SUBMIT_RUN", "WORKFLOW_RUN"):
+    if run.readable_job_id is None:
         return None
     try:
-        return databricks_runs.job_facts(_read_whole_job(api, run.job_id))
+        return databricks_runs.job_facts(_read_whole_job(api, run.readable_job_id))
     except (RunNotFoundError, NotAuthorisedError):
         log.info("job not readable", extra={"workspace": api.name, "run_id": run.run_id, "job_id": run.job_id})
         return None
@@ -320,9 +323,9 @@ def _read_job(api: WorkspaceApi, run: RunState) -> JobFacts | None:
 
 def _read_newer_runs(api: WorkspaceApi, run: RunState) -> tuple[NewerRun, ...]:
     """The latest runs (at most 25) of the job that started after this one."""
-    if run.job_id is None or run.run_type in ("SUBMIT_RUN", "WORKFLOW_RUN"):
+    if run.readable_job_id is None:
         return ()
-    return _read_runs_of_job(api, run.job_id, run.start_time)
+    return _read_runs_of_job(api, run.readable_job_id, run.start_time)
 
 
 def _read_runs_of_job(api: WorkspaceApi, job_id: int, started_after: datetime) -> tuple[NewerRun, ...]:

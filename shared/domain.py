@@ -193,7 +193,10 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What rules, history or the model make of the evidence. `confidence` 0..1; `source` rules | history | model."""
+    """What rules, history or the model make of the evidence. `confidence` 0..1.
+
+    `source` is rules | history | model | rules_fallback; the last = the model was wanted, and rules stood in for it.
+    """
 
     category: Category
     recommended: DecisionKind
@@ -320,6 +323,11 @@ class RunState:
     @property
     def failure_id(self) -> FailureId:
         return failure_id_of(self.workspace, self.run_id, self.latest_repair_id)
+
+    @property
+    def readable_job_id(self) -> int | None:
+        """The job that the run is of; None for a one-time run, which may carry the id of a job that nobody can read."""
+        return None if self.run_type in ("SUBMIT_RUN", "WORKFLOW_RUN") else self.job_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,16 @@
 """Step 1, find: a detection tick over a workspace, and the sweep for repairs that began and ended between two ticks."""
 
-import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from shared import detection
+from shared import detection, telemetry
 from shared.admission import Admission
 from shared.domain import RunState
 from shared.errors import AgentError, ConflictError, PermanentError, RunNotFoundError
 from shared.incidents import Incidents, Parts
 
-logger = logging.getLogger(__name__)
+logger = telemetry.logger(__name__)
 
 MAX_SWEEP = 200
 """Old incidents re-read per sweep and workspace, so that a sweep stays inside one function call."""

@@ -1,18 +1,18 @@
 """Step 5, follow up: the outcome of every open retry, leases put back, digests sent, and what is overdue sent again."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
+from shared import telemetry
 from shared.domain import AttemptKind, AttemptOutcome, Incident, IncidentState, Lease
 from shared.errors import AgentError, ConflictError, HeldError, PermanentError, RunNotFoundError
 from shared.incidents import Incidents, Parts
 from shared.leasing import Leasing
 from shared.mailing import Mailing
 
-logger = logging.getLogger(__name__)
+logger = telemetry.logger(__name__)
 
 
 class Following:
@@ -28,7 +28,10 @@ class Following:
         """Move on whatever can be; how many things were moved. One that cannot does not hold up the others."""
         moved = 0
         for workspace in self._parts.runs.workspaces:
-            for incident in self._parts.history.open_incidents(workspace):
+            incidents = self._parts.history.open_incidents(workspace)
+            oldest = min((incident.detected_at for incident in incidents), default=self._parts.now())
+            telemetry.oldest_incident(workspace, (self._parts.now() - oldest).total_seconds())
+            for incident in incidents:
                 moved += self._try("incident", incident.run_id, partial(self._follow, incident))
             for lease in self._parts.history.followed_leases(workspace):
                 moved += self._try("lease report", lease.run_id, partial(self._mailing.report_lease, lease))

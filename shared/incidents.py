@@ -1,10 +1,11 @@
 """Incidents as the steps write them: every change of a row with its event, and the messages that carry it on."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from enum import StrEnum
 
+from shared import telemetry
 from shared.admission import Admission
 from shared.domain import (
     Attempt,
@@ -36,10 +37,18 @@ from shared.messages import (
 from shared.ports import ActionQueues, DecisionHistory, EmailSender, JobRuns, OutgoingMessage
 from shared.settings import Settings
 
-logger = logging.getLogger(__name__)
+logger = telemetry.logger(__name__)
 
 UNREAD = "policy.unread"
 """The rule of a decision about a run that may not be read."""
+
+
+class Parked(StrEnum):
+    """Why an incident ended without anybody having been told."""
+
+    MAIL_REFUSED = "mail_refused"
+    MAIL_IN_DOUBT = "mail_in_doubt"
+    WAITED_TOO_LONG = "waited_too_long"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +188,12 @@ class Incidents:
         self.record(incident, str(state), why=why, **details)
         return incident
 
+    def give_up(self, incident: Incident, reason: Parked, why: str) -> None:
+        """Close an incident that nobody is told about; it is counted, so that the operator hears of it."""
+        incident = self.save(replace(incident, state=IncidentState.PARKED, ended_why=why, due_at=self._parts.now()))
+        telemetry.parked(reason)  # as soon as it is stored: whatever goes wrong from here on, it is not given up again
+        self.record(incident, str(incident.state), why=why, reason=str(reason))
+
     def _note_failed_fixes(self, incident: Incident) -> None:
         """Each way of retrying that did not heal the incident counts once, however often it was tried."""
         if incident.decision is None:
@@ -255,7 +270,7 @@ class Incidents:
             self.escalate(self.next_failure(incident, message.failure_id, None), why)
         elif same_failure and incident.state in (IncidentState.DECIDED, IncidentState.ACTING):
             if isinstance(message, EmailMessage):
-                self.close(incident, IncidentState.PARKED, why)
+                self.give_up(incident, Parked.WAITED_TOO_LONG, why)
             else:
                 self.escalate(incident, why)
 

@@ -10,16 +10,16 @@ the lease is closed then all the same, but its job is looked at for hours, ever 
 is put back. A next lease takes these changes over and never takes their values for the job's own.
 """
 
-import logging
 from dataclasses import replace
 from datetime import timedelta
 
+from shared import telemetry
 from shared.domain import Incident, Json, Lease, LeaseNews, LeaseReport, LeaseState, SettingChange
 from shared.errors import AgentError, HeldError, PermanentError, RunNotFoundError
 from shared.incidents import Incidents, Parts
 from shared.triage import changes
 
-logger = logging.getLogger(__name__)
+logger = telemetry.logger(__name__)
 
 WATCHED_FOR = timedelta(hours=8)
 """How long an update without an answer may still land. Databricks names no bound; nothing on the way holds longer."""
@@ -188,7 +188,7 @@ class Leasing:
         try:
             return self._parts.runs.job_settings(lease.workspace, lease.job_id)
         except RunNotFoundError:
-            logger.info("leased job is gone", extra={"workspace": lease.workspace, "job_id": lease.job_id})
+            logger.info("leased job is gone", extra=about(lease))
             return None
 
     def _put_back(self, lease: Lease, settings: Json | None) -> tuple[str, ...]:
@@ -230,7 +230,7 @@ class Leasing:
         except AgentError as error:
             logger.warning(
                 "cannot read what ran while the job was changed",
-                extra={"workspace": lease.workspace, "job_id": lease.job_id, "reason": type(error).__name__},
+                extra={**about(lease), "reason": type(error).__name__},
             )
             return []
         return [run.run_id for run in newer if run.run_id != lease.run_id]
@@ -252,3 +252,8 @@ class Leasing:
 
     def _save(self, lease: Lease) -> Lease:
         return self._parts.history.save_lease(replace(lease, write_guid=self._parts.guid()))
+
+
+def about(lease: Lease) -> Json:
+    """Fields of a log record: the timer that follows leases is not about one run."""
+    return {"workspace": lease.workspace, "run_id": lease.run_id, "job_id": lease.job_id}

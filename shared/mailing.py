@@ -1,11 +1,10 @@
 """Step 4, mail: one for the first failure of a cause, digests for what follows, one for a job that was left changed."""
 
 import hashlib
-import logging
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from shared import mail_groups
+from shared import mail_groups, telemetry
 from shared.domain import (
     AttemptOutcome,
     Category,
@@ -21,13 +20,13 @@ from shared.domain import (
     SettingChange,
 )
 from shared.errors import OutcomeUnknownError, PermanentError, ThrottledError, TransientError
-from shared.incidents import Incidents, Parts
+from shared.incidents import Incidents, Parked, Parts
 from shared.mail_groups import MailBook, MailLimits, OpenDigest
 from shared.messages import EmailMessage
 from shared.settings import Settings
 from shared.triage.changes import place_and_name
 
-logger = logging.getLogger(__name__)
+logger = telemetry.logger(__name__)
 
 
 class Mailing:
@@ -75,9 +74,8 @@ class Mailing:
         try:
             return self._parts.mails.was_accepted(key)
         except PermanentError as error:
-            self._incidents.close(
-                incident, IncidentState.PARKED, f"it cannot be found out whether the mail was sent: {error}"
-            )
+            why = f"it cannot be found out whether the mail was sent: {error}"
+            self._incidents.give_up(incident, Parked.MAIL_IN_DOUBT, why)
             raise
 
     def _send(self, incident: Incident, decision: Decision, kind: str, key: str) -> None:
@@ -90,7 +88,7 @@ class Mailing:
             self._incidents.save(replace(incident, mail_claim="", mail_claimed_at=None, state=IncidentState.DECIDED))
             raise
         except PermanentError as error:
-            self._incidents.close(incident, IncidentState.PARKED, f"the mail could not be sent: {error}")
+            self._incidents.give_up(incident, Parked.MAIL_REFUSED, f"the mail could not be sent: {error}")
             raise
         self._mailed(incident, key)
 
@@ -169,7 +167,7 @@ class Mailing:
                     self._parts.mails.send(mail)
             except PermanentError as error:
                 for incident in incidents:
-                    self._incidents.close(incident, IncidentState.PARKED, f"the mail could not be sent: {error}")
+                    self._incidents.give_up(incident, Parked.MAIL_REFUSED, f"the mail could not be sent: {error}")
                 continue
             for incident in incidents:
                 self._mailed(incident, key)
@@ -325,7 +323,12 @@ def mail_of(incident: Incident, decision: Decision, kind: str, key: str) -> Esca
 def log_given_up(lease: Lease, error: PermanentError) -> None:
     logger.error(
         "mail about a changed job could not be sent",
-        extra={"workspace": lease.workspace, "job_id": lease.job_id, "reason": str(error)},
+        extra={
+            "workspace": lease.workspace,
+            "run_id": lease.run_id,
+            "job_id": lease.job_id,
+            "reason": str(error),
+        },
     )
 
 

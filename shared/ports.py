@@ -88,6 +88,10 @@ class JobRuns(Protocol):
         """Runs of the job that started after the time, the newest 25: one call."""
         ...
 
+    def job_tags(self, workspace: str, job_id: int) -> Mapping[str, str]:
+        """The job's tags as they are now: one call."""
+        ...
+
     def job_settings(self, workspace: str, job_id: int) -> Json:
         """The job's settings as they are now, as raw JSON with nothing lost: ceil(n / 100) calls for n tasks."""
         ...

@@ -26,7 +26,7 @@ from shared.incidents import Incidents, Parts, refusal_of, retry_key
 from shared.leasing import Leasing
 from shared.messages import RetryMessage
 from shared.triage import changes
-from shared.triage.policy import Limits, StandDown, newer_run_does_it
+from shared.triage.policy import SWITCHED_OFF, Limits, StandDown, mode_of, newer_run_does_it, withdrawn
 from shared.triage.safeguards import RetryRecord
 
 
@@ -109,6 +109,8 @@ class Retrying:
         if done_by_another:
             self._incidents.close(incident, IncidentState.SKIPPED, done_by_another.reason)
             return None
+        if self._is_withdrawn(incident, decision, run):
+            return None
         if run.end_time and self._parts.now() - run.end_time > self._limits.max_failure_age:
             hours = self._limits.max_failure_age.total_seconds() / 3600
             why = f"The retry waited until the failure was more than {hours:g} hours old."
@@ -160,7 +162,47 @@ class Retrying:
             why = done_by_another.reason
             self._incidents.end_attempt(incident, AttemptOutcome.SUPERSEDED, IncidentState.SKIPPED, why)
             return
-        self._carry_out(incident, decision, run, doubtful=True)
+        if not self._is_withdrawn(incident, decision, run):
+            self._carry_out(incident, decision, run, doubtful=True)
+
+    def _is_withdrawn(self, incident: Incident, decision: Decision, run: RunState) -> bool:
+        """Whether the mode or the job's tags, read now, forbid the retry: then people make it, or with `off` nobody."""
+        settings = self._parts.settings
+        try:
+            tags = self._tags_now(run)
+        except RunNotFoundError as error:
+            self._gone(incident, error)
+            return True
+        except PermanentError as error:
+            self._incidents.escalate_unread(incident, error)
+            return True
+        mode = mode_of(tags, settings.default_mode)
+        refusal = withdrawn(decision.decision, tags, mode, dry_run=settings.dry_run)
+        if refusal is None:
+            return False
+        incident = replace(incident, mode=mode)
+        attempt = incident.open_attempt
+        if refusal is not SWITCHED_OFF:
+            may_have_started = attempt is not None and attempt.kind is AttemptKind.RUN_NOW
+            self._give_to_people(incident, refusal.reason, rule=refusal.rule, may_have_started=may_have_started)
+        elif attempt:
+            self._incidents.end_attempt(incident, AttemptOutcome.UNKNOWN, IncidentState.SKIPPED, refusal.reason)
+        else:
+            self._incidents.close(incident, IncidentState.SKIPPED, refusal.reason)
+        return True
+
+    def _tags_now(self, run: RunState) -> Mapping[str, str]:
+        job_id = run.readable_job_id
+        return {} if job_id is None else self._parts.runs.job_tags(run.workspace, job_id)
+
+    def _give_to_people(
+        self, incident: Incident, why: str, *, rule: str = "not_possible", may_have_started: bool
+    ) -> None:
+        """`may_have_started` = an earlier request may have started a new run; a repair would show by now."""
+        if may_have_started:
+            why = f"{why} Whether an earlier request has started a new run is not known: please look."
+        outcome = AttemptOutcome.UNKNOWN if may_have_started else None
+        self._incidents.escalate(incident, why, rule=rule, outcome=outcome)
 
     def _no_longer_wanted(self, run: RunState) -> StandDown | None:
         """A newer run of the job that did the work while this retry waited."""
@@ -192,7 +234,7 @@ class Retrying:
         `doubtful` = an earlier try under the same claim may have landed. Sending once more is safe: a repair carries
         the same frozen repair id, a run-now the same token, a lease the same values.
         """
-        may_be_started = doubtful and incident.attempts[-1].kind is AttemptKind.RUN_NOW  # a repair would show by now
+        may_have_started = doubtful and incident.attempts[-1].kind is AttemptKind.RUN_NOW
         try:
             if changes.edits_job(decision.setting_changes):
                 self._leasing.apply(incident, incident.attempts[-1].number, decision.setting_changes)
@@ -208,9 +250,7 @@ class Retrying:
         except PermanentError as error:
             needs = "CAN_MANAGE" if changes.edits_job(decision.setting_changes) else "CAN_MANAGE_RUN"
             why = f"The retry was not possible: {refusal_of(error, needs=needs)}"
-            if may_be_started:
-                why += " Whether an earlier request has started a new run is not known: please look."
-            self._incidents.escalate(incident, why, outcome=AttemptOutcome.UNKNOWN if may_be_started else None)
+            self._give_to_people(incident, why, may_have_started=may_have_started)
             return
         self._retrying(incident, effect_id)
 

@@ -292,6 +292,7 @@ class Instruments:
         self.redaction_hits = counter("redaction.hits", "{secret}", "Secrets and personal data replaced in evidence.")
         self.mail_sent = counter("mail.sent", "{mail}", "Mails handed over to the e-mail service.")
         self.spend_reserved = counter("spend.reserved", "h", "Hours of retried runs, times their price factor.")
+        self.parked = counter("parked", "{incident}", "Incidents that ended without anybody having been told.")
         self.decisions = counter("decisions", "{decision}", "Decisions made, by what they rest on.")
         self.heartbeat = counter("heartbeat", "{tick}", "Ticks of the timers that came to their end.")
         self.process_duration = histogram(
@@ -329,6 +330,11 @@ def redacted(count: int) -> None:
 def mail_sent(kind: str) -> None:
     """A mail of kind `escalation`, `suggestion` or `digest` was handed over."""
     _instruments().mail_sent.add(1, {"kind": kind})
+
+
+def parked(reason: str) -> None:
+    """An incident ended without anybody having been told; `reason` is a word of `incidents.Parked`, never a text."""
+    _instruments().parked.add(1, {"reason": reason})
 
 
 def spend_reserved(workspace: str, hours: float) -> None:

@@ -133,6 +133,7 @@ class FakeJobRuns:
         self.tokens: dict[str, int] = {}
         self._workspaces = workspaces
         self._facts: dict[tuple[str, int], RunFacts] = {}
+        self._jobs: dict[tuple[str, int], JobFacts] = {}
         self._active: set[tuple[str, int]] = set()
         self._runs_of_job: defaultdict[tuple[str, int | None], set[int]] = defaultdict(set)
         for facts in runs:
@@ -143,16 +144,22 @@ class FakeJobRuns:
         return self._workspaces
 
     def put(self, facts: RunFacts) -> None:
-        """Add a run, or replace what is known about it."""
+        """Add a run, or replace what is known about it. Its job is from then on the one of all runs of that job."""
         run = facts.run
         self._facts[run.workspace, run.run_id] = facts
+        if facts.job:
+            self._jobs[run.workspace, facts.job.job_id] = facts.job
         self._runs_of_job[run.workspace, run.job_id].add(run.run_id)
         (self._active.add if run.is_active else self._active.discard)((run.workspace, run.run_id))
 
     def put_state(self, run: RunState) -> None:
         """Replace the state of a run, leaving its other facts; a run that is not there gets default facts."""
-        facts = self._facts.get((run.workspace, run.run_id))
-        self.put(replace(facts, run=run) if facts else build_run_facts(run=run))
+        facts = self._facts.get((run.workspace, run.run_id)) or build_run_facts(run=run)
+        self.put(self._with_job_as_it_is(replace(facts, run=run)))
+
+    def tag_job(self, job_id: int, tags: Mapping[str, str], *, workspace: str = WORKSPACE) -> None:
+        """Give the job these tags and no others: a person does."""
+        self._jobs[workspace, job_id] = replace(self._job(workspace, job_id), tags=dict(tags))
 
     def state(self, run_id: int, *, workspace: str = WORKSPACE) -> RunState:
         """The run as it is. Not a call of the agent: never counted, never made to fail."""
@@ -198,7 +205,13 @@ class FakeJobRuns:
         return self._known(workspace, run_id).run
 
     def read_facts(self, workspace: str, run_id: int) -> RunFacts:
-        return self._known(workspace, run_id)
+        return self._with_job_as_it_is(self._known(workspace, run_id))
+
+    def _with_job_as_it_is(self, facts: RunFacts) -> RunFacts:
+        """A job is one thing, whichever of its runs is asked about."""
+        if facts.job is None:
+            return facts
+        return replace(facts, job=self._jobs.get((facts.run.workspace, facts.job.job_id), facts.job))
 
     def _known(self, workspace: str, run_id: int) -> RunFacts:
         facts = self._facts.get((workspace, run_id))
@@ -265,6 +278,9 @@ class FakeJobRuns:
         newest = sorted(newer, key=lambda run: run.start_time, reverse=True)[:25]
         return tuple(NewerRun(run.run_id, run.is_active, run.result_state, run.job_parameters) for run in newest)
 
+    def job_tags(self, workspace: str, job_id: int) -> Mapping[str, str]:
+        return dict(self._job(workspace, job_id).tags)
+
     def job_settings(self, workspace: str, job_id: int) -> Json:
         return copy.deepcopy(self._job(workspace, job_id).settings)
 
@@ -278,16 +294,13 @@ class FakeJobRuns:
         for name in fields_to_remove:
             merged.pop(name, None)
         self.job_updates.append((job_id, merged))
-        changed = replace(job, settings=merged)
-        for facts in list(self._facts.values()):
-            if facts.job and facts.run.workspace == workspace and facts.job.job_id == job_id:
-                self.put(replace(facts, job=changed))
+        self._jobs[workspace, job_id] = replace(job, settings=merged)
 
     def _job(self, workspace: str, job_id: int) -> JobFacts:
-        for (of, _), facts in self._facts.items():
-            if of == workspace and facts.job and facts.job.job_id == job_id:
-                return facts.job
-        raise RunNotFoundError(f"job {job_id} of workspace {workspace} does not exist")
+        job = self._jobs.get((workspace, job_id))
+        if job is None:
+            raise RunNotFoundError(f"job {job_id} of workspace {workspace} does not exist")
+        return job
 
 
 def summaries(runs: Iterable[RunState]) -> list[RunSummary]:

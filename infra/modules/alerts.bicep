@@ -95,6 +95,16 @@ var logAlerts = [
     query: loadTextContent('../queries/function_failures.kql')
   }
   {
+    name: 'parked-incidents'
+    title: 'A failure that nobody was told about'
+    meaning: 'In the last hour an incident ended without anybody having been told, as its mail could not be sent.'
+    anchor: 'parked-incidents'
+    severity: 1
+    window: 'PT1H'
+    frequency: 'PT15M'
+    query: loadTextContent('../queries/parked_incidents.kql')
+  }
+  {
     name: 'rules-fallback'
     title: 'The model does not answer'
     meaning: 'More than a fifth of the last hour\'s decisions were left to the rules because the model did not answer or was not understood.'

@@ -64,7 +64,7 @@ def bill(failures: int) -> list[Line]:
         Line("Service Bus (Standard)", SERVICE_BUS_STANDARD),
         Line("Tables", table_calls / 1e5 * TABLE_CALLS_100_000),
         Line("Logs (Log Analytics)", logs * LOG_GIGABYTE),
-        Line("Alerts", 3 * LOG_ALERT_5_MINUTES + 2 * LOG_ALERT_15_MINUTES + METRIC_ALERT),
+        Line("Alerts", 3 * LOG_ALERT_5_MINUTES + 3 * LOG_ALERT_15_MINUTES + METRIC_ALERT),
         Line("Mail", mails * (MAIL + MEGABYTES_PER_MAIL * MAIL_MEGABYTE)),
         Line("Model (gpt-5-mini)", questions * (TOKENS_IN * MILLION_TOKENS_IN + TOKENS_OUT * MILLION_TOKENS_OUT) / 1e6),
     ]

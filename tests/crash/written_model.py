@@ -87,42 +87,48 @@ def broken_lease_rules(before: Lease | None, after: Lease) -> list[str]:
 MAY_RETRY = {"retry", "full"}
 """The modes in which a retry may be made."""
 
+MAY_CHANGE = {"full"}
+"""The modes in which a job may be changed for a retry."""
+
 
 @dataclass
 class Outside:
     """What people and Databricks have done, and so what the agent may do. Runs and jobs by id.
 
     `settings` are the jobs as people want them. `failures` = how often a run has ended badly so far. `modes` are the
-    jobs' tags now, `decided_in` the mode in which the latest decision about a run was made.
+    jobs' tags now.
     """
 
     settings: dict[int, Json]
     modes: dict[int, str]
     is_paused: bool = False
     failures: Counter[int] = field(default_factory=Counter)
-    decided_in: dict[int, str] = field(default_factory=dict)
     repaired: set[tuple[int, int]] = field(default_factory=set)
     mailed: set[str] = field(default_factory=set)
 
-    def broken_by_repair(self, run_id: int, *, was_sent_before: bool) -> list[str]:
-        """A repair was accepted: one per ending of the run, and no mode or pause forbids it.
+    def broken_by_repair(self, run_id: int, job_id: int, *, was_sent_before: bool) -> list[str]:
+        """A repair was accepted: one per ending of the run, and no mode or pause forbids it now.
 
-        `was_sent_before` = it was on its way when people paused, and may still land.
+        `was_sent_before` = it was on its way when people paused or tagged, and may still land.
         """
         ending = (run_id, self.failures[run_id])
         rules = {
             f"run {run_id} was repaired twice": ending not in self.repaired,
-            f"run {run_id} was retried in a mode without retries": self.decided_in.get(run_id) in MAY_RETRY,
+            f"run {run_id} was retried in a mode without retries": was_sent_before or self.modes[job_id] in MAY_RETRY,
             f"run {run_id} was retried during a pause": was_sent_before or not self.is_paused,
         }
         self.repaired.add(ending)
         return [what for what, holds in rules.items() if not holds]
 
     def broken_by_update(self, job_id: int, settings: Json, *, was_sent_before: bool) -> list[str]:
-        """During a pause a job may only be put back."""
-        if self.is_paused and not was_sent_before and settings != self.settings[job_id]:
-            return [f"job {job_id} was changed during a pause"]
-        return []
+        """A job may always be put back; it is changed in full mode only, and not during a pause."""
+        if was_sent_before or settings == self.settings[job_id]:
+            return []
+        rules = {
+            f"job {job_id} was changed in a mode without changes": self.modes[job_id] in MAY_CHANGE,
+            f"job {job_id} was changed during a pause": not self.is_paused,
+        }
+        return [what for what, holds in rules.items() if not holds]
 
     def broken_by_mail(self, key: str, *, was_sent_before: bool) -> list[str]:
         """No mail twice, and none during a pause."""

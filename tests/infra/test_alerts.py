@@ -18,6 +18,7 @@ ASKED_FOR = {
     "mail-quota",
     "rules-fallback",
     "function-failures",
+    "parked-incidents",
 }
 
 WINDOWS = {"PT5M", "PT10M", "PT15M", "PT30M", "PT45M", "PT1H", "PT2H", "PT3H", "PT4H", "PT5H", "PT6H", "P1D", "P2D"}
@@ -113,7 +114,7 @@ def test_the_heartbeat_is_expected_of_every_timer_and_looked_for_long_enough() -
 @pytest.mark.skipif(not TELEMETRY.exists(), reason="no telemetry yet")
 def test_queries_ask_for_metrics_that_the_app_counts() -> None:
     asked = {name for file in queries() for name in metrics(file)}
-    assert asked == {"heartbeat", "duplicate_actions", "mail.sent", "decisions"}
+    assert asked == {"heartbeat", "duplicate_actions", "mail.sent", "decisions", "parked"}
     kinds = {name: kind for kind, name in re.findall(r'\b(counter|gauge)\(\s*"([a-z_.]+)"', TELEMETRY.read_text())}
     added_up = {
         name for file in queries() if "sum(Sum" in query(file) or "sumif(Sum" in query(file) for name in metrics(file)

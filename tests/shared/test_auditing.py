@@ -258,16 +258,6 @@ def test_the_last_audit_is_kept_in_the_history_for_two_days() -> None:
     assert desk.auditing.latest(WORKSPACE) is None
 
 
-def test_the_oldest_open_incident_is_told(told: Recorded) -> None:
-    desk = Desk()
-    desk.auditing.audit()
-    assert told.metrics()["remediation.incident.age"] == [({"workspace": WORKSPACE}, 0)]
-    for run_id, minutes in ((1, 5), (2, 50)):
-        desk.knows(run_id=run_id, state=IncidentState.DECIDED, detected_at=NOW - timedelta(minutes=minutes))
-    desk.auditing.audit()
-    assert told.metrics()["remediation.incident.age"] == [({"workspace": WORKSPACE}, 3000)]
-
-
 def test_what_the_agent_itself_does_is_clean_and_a_second_request_that_lands_is_seen() -> None:
     world = build_world(runs=FakeJobRuns(build_run_facts(failures=(build_task_failure(),))))
     auditing = Auditing(world.runs, world.history, world.settings, world.clock)

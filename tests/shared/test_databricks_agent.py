@@ -33,6 +33,7 @@ from shared.errors import (
     PermanentError,
     RepairImpossibleError,
     RepairRefusedError,
+    RunNotFoundError,
     StoreNotAuthorisedError,
     StoreRefusedError,
     ThrottledError,
@@ -643,6 +644,171 @@ def test_a_pause_that_cannot_be_read_is_a_pause() -> None:
         world.agent.retry_run(retry())
 
     assert world.runs.repairs == []
+
+
+# ── a mode or a tag that changes while a retry waits ─────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("diagnosis", "tags", "mode", "rule"),
+    [
+        (None, {MODE_TAG: "observe"}, Mode.OBSERVE, "policy.mode_changed"),
+        (None, {MODE_TAG: "nonsense"}, Mode.OBSERVE, "policy.mode_changed"),
+        (MORE_WORKERS, {MODE_TAG: "retry"}, Mode.RETRY, "policy.mode_changed"),
+        (None, {IDEMPOTENT_TAG: "false"}, Mode.FULL, "policy.not_idempotent"),
+    ],
+)
+def test_a_retry_that_the_job_does_not_allow_any_more_is_given_to_people(
+    diagnosis: Any, tags: dict[str, str], mode: Mode, rule: str
+) -> None:
+    world = world_with(diagnosis=diagnosis)
+    world.agent.decide_action(failed())
+    world.runs.tag_job(JOB_ID, tags)
+
+    world.deliver_all()
+
+    incident = world.incident()
+    assert (world.runs.repairs, world.runs.job_updates, incident.attempts) == ([], [], ())
+    assert incident.state is IncidentState.ESCALATED
+    (mail,) = world.mails.about_one_run
+    assert mail.decision.decision is DecisionKind.ESCALATE_EMAIL
+    assert mail.decision.recommended.is_retry, "what was to be done is suggested"
+    assert rule in mail.decision.rules
+    assert mail.mode is mode
+
+
+def test_a_retry_of_a_job_that_was_switched_off_is_dropped() -> None:
+    world = world_with()
+    world.agent.decide_action(failed())
+    world.runs.tag_job(JOB_ID, {MODE_TAG: "off"})
+
+    world.deliver_all()
+
+    incident = world.incident()
+    assert (incident.state, incident.mode, incident.attempts) == (IncidentState.SKIPPED, Mode.OFF, ())
+    assert MODE_TAG in incident.ended_why
+    assert (world.runs.repairs, world.mails.sent) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("changed", "state", "mails"),
+    [
+        ({"default_mode": Mode.OFF}, IncidentState.SKIPPED, 0),
+        ({"default_mode": Mode.OBSERVE}, IncidentState.ESCALATED, 1),
+        ({"default_mode": Mode.RETRY}, IncidentState.RETRYING, 0),
+        ({"dry_run": True}, IncidentState.SKIPPED, 0),
+    ],
+)
+def test_a_restart_with_other_settings_holds_for_retries_that_wait(
+    changed: dict[str, Any], state: IncidentState, mails: int
+) -> None:
+    before = world_with()
+    before.agent.decide_action(failed())
+
+    world = build_world(runs=before.runs, clock=before.clock, history=before.history, **changed)
+    world.agent.retry_run(retry())
+    world.deliver_all()
+
+    assert world.incident().state is state
+    assert len(world.runs.repairs) == (state is IncidentState.RETRYING)
+    assert len(world.mails.sent) == mails
+
+
+@pytest.mark.parametrize("mode", ["off", "observe"])
+def test_a_repair_that_landed_before_the_mode_changed_is_followed(mode: str) -> None:
+    world = world_with()
+    world.runs.faults.after["repair_run"] = [OutcomeUnknownError("no answer")]
+    world.agent.decide_action(failed())
+    with pytest.raises(OutcomeUnknownError):
+        world.agent.retry_run(retry())
+    world.runs.tag_job(JOB_ID, {MODE_TAG: mode})
+
+    world.clock.advance(minutes=2)
+    world.agent.retry_run(retry())
+
+    assert world.incident().state is IncidentState.RETRYING
+    assert (len(world.runs.repairs), world.mails.sent) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("mode", "state", "outcomes"),
+    [("off", IncidentState.SKIPPED, [AttemptOutcome.UNKNOWN]), ("retry", IncidentState.ESCALATED, [])],
+)
+def test_a_repair_that_did_not_land_is_not_repeated_in_a_mode_without_it_and_its_job_is_put_back(
+    mode: str, state: IncidentState, outcomes: list[AttemptOutcome]
+) -> None:
+    world = world_with(diagnosis=MORE_WORKERS)
+    world.runs.faults.before["repair_run"] = [OutcomeUnknownError("no answer")]
+    world.agent.decide_action(failed())
+    with pytest.raises(OutcomeUnknownError):
+        world.agent.retry_run(retry())
+    assert world.runs.job_settings(WORKSPACE, JOB_ID) != build_job_settings()
+    world.runs.tag_job(JOB_ID, {MODE_TAG: mode})
+
+    world.run_for(minutes=5)
+
+    incident = world.incident()
+    assert (incident.state, [attempt.outcome for attempt in incident.attempts]) == (state, outcomes)
+    assert world.runs.repairs == []
+    assert world.runs.job_settings(WORKSPACE, JOB_ID) == build_job_settings()
+
+
+def test_people_are_told_to_look_where_a_new_run_may_have_been_started_before_the_mode_changed() -> None:
+    world = world_with()
+    world.runs.faults.before["repair_run"] = [RepairImpossibleError("run-job task")]
+    world.runs.faults.after["run_now"] = [OutcomeUnknownError("no answer")]
+    world.agent.decide_action(failed())
+    with pytest.raises(OutcomeUnknownError):
+        world.agent.retry_run(retry())
+    world.runs.tag_job(JOB_ID, {MODE_TAG: "observe"})
+
+    world.clock.advance(minutes=2)
+    world.deliver_all()
+
+    assert len(world.runs.started) == 1
+    assert [attempt.outcome for attempt in world.incident().attempts] == [AttemptOutcome.UNKNOWN]
+    (mail,) = world.mails.about_one_run
+    assert "please look" in mail.decision.reason
+
+
+def test_a_retry_waits_while_the_tags_of_its_job_cannot_be_read() -> None:
+    world = world_with()
+    world.agent.decide_action(failed())
+    world.runs.faults.before["job_tags"] = [TransientError("503")]
+
+    with pytest.raises(TransientError):
+        world.agent.retry_run(retry())
+    assert (world.runs.repairs, world.incident().attempts) == ([], ())
+    world.agent.retry_run(retry())
+
+    assert len(world.runs.repairs) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (NotAuthorisedError("job 77: no right"), IncidentState.ESCALATED),
+        (RunNotFoundError("job 77 does not exist"), IncidentState.SKIPPED),
+    ],
+)
+def test_a_run_whose_job_is_hidden_or_gone_by_now_is_not_repaired(error: Exception, state: IncidentState) -> None:
+    world = world_with()
+    world.agent.decide_action(failed())
+    world.runs.faults.before["job_tags"] = [error] * 10
+
+    world.deliver_all()
+
+    assert world.incident().state is state
+    assert world.runs.repairs == []
+
+
+@pytest.mark.parametrize("run_type", ["SUBMIT_RUN", "WORKFLOW_RUN"])
+def test_of_a_one_time_run_no_job_is_asked_for_its_tags(run_type: str) -> None:
+    world = world_with(build_run_facts(run=build_run_state(run_type=run_type), job=None))
+
+    decide_and_deliver(world)
+
+    assert len(world.runs.repairs) == 1
 
 
 def test_a_run_repaired_by_somebody_else_before_the_retry_is_left_alone() -> None:

@@ -211,9 +211,27 @@ def test_an_update_that_is_not_possible(service: Service, token: str, job_id: in
         update(service, {"timeout_seconds": 1}, job_id=job_id)
 
 
-def test_settings_of_a_job_that_is_gone(service: Service) -> None:
-    with pytest.raises(RunNotFoundError):
-        service.connector.job_settings(service.workspace, 4711)
+def test_the_tags_of_a_job_are_those_of_now_and_cost_one_call(service: Service) -> None:
+    tasks = [{"task_key": f"t{n}", "environment_key": "default"} for n in range(250)]
+    service.load({"jobs": [{"job_id": 7, "settings": {"tasks": tasks, "tags": {"failure-agent": "full"}}}]})
+    assert service.connector.job_tags(service.workspace, 7) == {"failure-agent": "full"}
+
+    update(service, {"tags": {"failure-agent": "off", "team": "data"}}, job_id=7)
+
+    calls = service.connector.calls
+    assert service.connector.job_tags(service.workspace, 7) == {"failure-agent": "off", "team": "data"}
+    assert service.connector.calls == calls + 1
+
+
+def test_a_job_without_tags_has_none(service: Service) -> None:
+    update(service, remove=("tags",))
+    assert service.connector.job_tags(service.workspace, JOB) == {}
+
+
+def test_settings_and_tags_of_a_job_that_is_gone(service: Service) -> None:
+    for read in (service.connector.job_settings, service.connector.job_tags):
+        with pytest.raises(RunNotFoundError):
+            read(service.workspace, 4711)
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,20 @@ def test_job_update_replaces_fields_and_merges_clusters_by_key() -> None:
     assert job.settings == settings
 
 
+def test_a_job_is_the_same_whichever_of_its_runs_is_asked_about() -> None:
+    first, second = build_run_state(), build_run_state(run_id=RUN_ID + 1)
+    runs = FakeJobRuns(build_run_facts(run=first), build_run_facts(run=second, tags={"failure-agent": "retry"}))
+    assert runs.job_tags(WORKSPACE, 77) == {"failure-agent": "retry"}
+
+    runs.tag_job(77, {"failure-agent": "off"})
+    runs.finish(RUN_ID, succeeded=False)
+
+    seen = [runs.read_facts(WORKSPACE, run.run_id).tags for run in (first, second)]
+    assert seen == [runs.job_tags(WORKSPACE, 77)] * 2 == [{"failure-agent": "off"}] * 2
+    with pytest.raises(RunNotFoundError):
+        runs.job_tags(WORKSPACE, 78)
+
+
 def test_removed_run_is_not_found() -> None:
     runs = FakeJobRuns(build_run_facts())
     runs.remove(RUN_ID)

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self, cast
 
 import pytest
+from aiohttp import web
 from azure.core.settings import settings as azure_core
 from azure.servicebus import ServiceBusClient, ServiceBusReceiveMode
 from opentelemetry import trace
@@ -26,28 +28,44 @@ from shared.action_queues import ServiceBusActionQueues
 from shared.auditing import Auditing
 from shared.databricks_agent import DatabricksAgent
 from shared.delivery import Envelope, MessageDelivery
-from shared.domain import Category, DecisionKind, FailureId, IncidentState
+from shared.domain import Category, Change, ChangeKind, DecisionKind, FailureId, IncidentState
 from shared.error_decision_engine import ErrorDecisionEngine
-from shared.errors import ConfigurationError, PermanentError, ThrottledError, TransientError
+from shared.errors import (
+    ConfigurationError,
+    OutcomeUnknownError,
+    PermanentError,
+    RunNotFoundError,
+    ThrottledError,
+    TransientError,
+)
 from shared.messages import EMAILS, FAILED_RUNS, QUEUES, RETRIES, FailedRunMessage
 from shared.ports import OutgoingMessage
 from shared.settings import Settings
 from shared.timers import Timers
 from tests.builders import (
+    JOB_ID,
     RUN_ID,
     WORKSPACE,
     build_diagnosis,
+    build_incident,
     build_run_facts,
     build_run_state,
     build_symptoms,
     build_task_failure,
 )
 from tests.fakes import FakeClock, FakeJobRuns
+from tests.shared.databricks_service import FAILED, a_run, scripted, serving
 from tests.shared.recorded_telemetry import Recorded, recorded
 from tests.world import World, build_world
 
 ROOT = Path(__file__).parents[2]
 ESCALATION = build_diagnosis(category=Category.CODE, recommended=DecisionKind.ESCALATE_EMAIL, source="model")
+MORE_WORKERS = build_diagnosis(
+    category=Category.WORKER_MEMORY,
+    recommended=DecisionKind.RETRY_WITH_PARAMS,
+    changes=(Change(ChangeKind.MORE_WORKERS),),
+    source="model",
+)
 
 PASSWORD = "hunter2-Xq9vB7"
 SIGNED_LINK = (
@@ -407,6 +425,68 @@ def test_what_is_reserved_and_which_breakers_are_open_is_told(told: Recorded) ->
     assert labelled(told, "remediation.spend.reserved", "workspace") == {WORKSPACE: 0}
 
 
+def test_the_oldest_open_incident_is_told_by_each_follow_up(told: Recorded) -> None:
+    world = build_world()
+    world.agent.follow_up()
+    assert labelled(told, "remediation.incident.age", "workspace") == {WORKSPACE: 0}
+    for run_id, minutes in ((1, 5), (2, 50)):
+        found = world.clock() - timedelta(minutes=minutes)
+        world.history.save_incident(build_incident(run_id=run_id, detected_at=found, due_at=world.clock()))
+
+    world.agent.follow_up()
+
+    assert labelled(told, "remediation.incident.age", "workspace") == {WORKSPACE: 3000}
+
+
+@pytest.mark.parametrize(
+    ("send", "was_accepted", "reason"),
+    [
+        (PermanentError(f"refused: {PASSWORD}"), None, "mail_refused"),
+        (OutcomeUnknownError("no answer"), PermanentError("no right to look"), "mail_in_doubt"),
+        (ThrottledError("429", retry_after_seconds=7 * 3600), None, "waited_too_long"),
+    ],
+)
+def test_an_incident_that_nobody_was_told_about_is_counted_with_the_kind_of_reason(
+    told: Recorded, send: Exception, was_accepted: Exception | None, reason: str
+) -> None:
+    world = build_world(diagnosis=ESCALATION)
+    fail_run(world)
+    world.agent._steps.finding.send_on(WORKSPACE, RUN_ID)
+    world.mails.faults.before["send"] = [send] * 1000
+    world.mails.faults.before["was_accepted"] = [was_accepted] * 1000
+
+    world.run_for(hours=30, step_seconds=1200)
+
+    assert world.incident().state is IncidentState.PARKED
+    assert told.metrics()["remediation.parked"] == [({"reason": reason}, 1)]
+    assert PASSWORD not in told.everything()
+
+
+@pytest.mark.parametrize(("call", "times"), [("save_incident", 0), ("record", 1)])
+def test_what_is_parked_is_counted_once_it_is_stored_and_not_before(told: Recorded, call: str, times: int) -> None:
+    world = build_world(diagnosis=ESCALATION)
+    fail_run(world)
+    world.agent._steps.finding.send_on(WORKSPACE, RUN_ID)
+    world.delivery.deliver(world_message(world))
+    world.mails.faults.before["send"] = [PermanentError("refused")]
+    claimed = [None] if call == "save_incident" else []
+    world.history.faults.before[call] = [*claimed, TransientError("503")]
+
+    world.deliver_due()
+
+    assert sum(value for _, value in told.metrics().get("remediation.parked", ())) == times
+
+
+def test_a_failure_that_people_were_told_about_is_not_counted_as_parked(told: Recorded) -> None:
+    world = build_world(diagnosis=ESCALATION)
+    fail_run(world)
+    world.agent._steps.finding.send_on(WORKSPACE, RUN_ID)
+    world.deliver_all()
+
+    assert world.incident().state is IncidentState.ESCALATED
+    assert "remediation.parked" not in told.metrics()
+
+
 # ── logs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -498,6 +578,34 @@ def test_a_record_names_the_message_and_the_incident(records: Records) -> None:
         "run_id": RUN_ID,
         "failure_id": f"{WORKSPACE}:{RUN_ID}:original",
     }
+
+
+def test_a_record_of_the_connector_names_the_run_of_the_step(records: Records) -> None:
+    """Also where it is made in one of the threads that read side by side."""
+    task = {"task_key": "main", "run_id": 50, "notebook_task": {}} | FAILED
+    answers = {"jobs/runs/get": lambda _: web.json_response(a_run(tasks=[task]))}
+
+    with serving(lambda: scripted(answers)) as service, telemetry.log_fields(run_id=5):
+        service.connector.read_facts(service.workspace, 5)
+
+    (record,) = [record for record, _ in records.kept if record.getMessage() == "task output not readable"]
+    assert (vars(record)["run_id"], vars(record)["task_run_id"]) == (5, 50)
+
+
+def test_a_record_about_a_lease_names_its_run(records: Records) -> None:
+    """The timer that follows leases is not about one run."""
+    world = build_world(diagnosis=MORE_WORKERS)
+    fail_run(world)
+    world.agent._steps.finding.send_on(WORKSPACE, RUN_ID)
+    world.deliver_all()
+    world.runs.finish(RUN_ID, succeeded=True)
+    world.runs.faults.before["job_settings"] = [RunNotFoundError("job 77 does not exist")] * 10
+
+    world.run_for(minutes=2)
+
+    gone = [vars(record) for record, _ in records.kept if record.getMessage() == "leased job is gone"]
+    assert gone
+    assert {(fields["run_id"], fields["job_id"]) for fields in gone} == {(RUN_ID, JOB_ID)}
 
 
 def test_a_field_of_the_record_itself_wins_and_nothing_stays_after_the_step(records: Records) -> None:

@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 WORKERS ?= 2
 SECONDS_OF_FUZZING ?= 60
 
-.PHONY: setup demo test test-long fuzz audit emulators check fmt lock lint types
+.PHONY: setup demo test test-long fuzz audit emulators emulators-stop check fmt lock lint types
 
 setup: .venv/.ready local/node_modules/.ready
 
@@ -55,10 +55,13 @@ audit: setup
 	  | xargs .venv/bin/uv tool run --quiet --from detect-secrets==1.5.0 detect-secrets-hook
 	@echo "audit: no known vulnerability, nothing unsafe, no secret"
 
-# Microsoft's Service Bus emulator and Azurite, for those who have Docker; stop them with `docker compose down` there.
+# Microsoft's Service Bus emulator and Azurite, for those who have Docker.
 emulators: setup
 	@$(PYTHON) -m local.emulator .local/emulator/Config.json
 	@MSSQL_SA_PASSWORD="$${MSSQL_SA_PASSWORD:-Local-$$(openssl rand -hex 12)}" docker compose --file deploy/emulators/compose.yaml up --detach
+
+emulators-stop:
+	@MSSQL_SA_PASSWORD=unused docker compose --file deploy/emulators/compose.yaml down
 
 lint: setup
 	@.venv/bin/ruff check .

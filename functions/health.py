@@ -13,4 +13,4 @@ blueprint = func.Blueprint()
 @blueprint.route(route="health", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
 def health(req: func.HttpRequest) -> func.HttpResponse:
     report = bootstrap.health()
-    return func.HttpResponse(json.dumps(report), status_code=200 if report["ok"] else 503, mimetype="application/json")
+    return func.HttpResponse(json.dumps(report, default=str), status_code=200 if report["ok"] else 503, mimetype="application/json")

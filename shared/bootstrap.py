@@ -51,8 +51,8 @@ SCHEDULES = ("FIND_FAILURES_SCHEDULE", "FOLLOW_UP_SCHEDULE", "AUDIT_SCHEDULE")
 SCHEDULE = re.compile(r"[0-9A-Za-z*,/-]+( [0-9A-Za-z*,/-]+){5}")
 
 WHERE_TO_SET = (
-    "Set them as app settings of the function app (Azure portal: Settings, Environment variables; or the parameters of "
-    "infra/), on this machine under Values in local.settings.json."
+    "Set them as app settings of the function app: by the parameters of infra/ (those set in the portal last until the "
+    "next azd provision), on this machine under Values in local.settings.json."
 )
 
 SET_BY_HOSTS = ("WEBSITE_SITE_NAME", "AZURE_FUNCTIONS_ENVIRONMENT")
@@ -339,27 +339,32 @@ def rights_attempts(
         yield name, partial(check_rights, api, settings, progress)
 
 
+HEALTH_SECONDS = 20
+"""Whoever asks for the app's health does not wait longer."""
+
+
 def health() -> dict[str, object]:
-    """Whether the app is set up and may act; what is wrong is named, values never are."""
-    from shared.errors import AgentError
+    """Whether the app is set up and may act. Anybody may ask, so nothing in it names a workspace or a resource.
+
+    `audited_at` = when all workspaces had been audited last; None while one was not within two days.
+    """
+    from shared import deadline
+    from shared.errors import AgentError, ConfigurationError
 
     try:
         parts = services()
-        pause = parts.history.read_pause()
-        audits = {workspace: audit_report(parts.auditing, workspace) for workspace in parts.runs.workspaces}
+        with deadline.within(HEALTH_SECONDS):
+            pause = parts.history.read_pause()
+            audits = [parts.auditing.latest(workspace) for workspace in parts.runs.workspaces]
+    except ConfigurationError as error:
+        return {"ok": False, "problem": str(error)}  # names of settings
     except AgentError as error:
-        return {"ok": False, "problem": str(error)}
+        return {"ok": False, "problem": f"{type(error).__name__}: the log says more, and so does `agent check`"}
     return {
         "ok": True,
         "paused": pause.paused,
         "mode": str(parts.settings.default_mode),
         "dry_run": parts.settings.dry_run,
-        "workspaces": len(parts.settings.databricks_host),
-        "audits": audits,
+        "workspaces": len(audits),
+        "audited_at": min((audit.at for audit in audits if audit), default=None) if all(audits) else None,
     }
-
-
-def audit_report(auditing: "Auditing", workspace: str) -> dict[str, object] | None:
-    """When the workspace was last audited and what was counted; None where it was not within two days."""
-    latest = auditing.latest(workspace)
-    return {"at": latest.at.isoformat(), **latest.details} if latest else None

@@ -22,6 +22,7 @@ def setting_names() -> set[str]:
 
 def settings_table() -> dict[str, tuple[str, str]]:
     rows = re.findall(r"^\| `([A-Za-z_]+)` \| (.*?) \| (.*?) \|$", SETTINGS, re.MULTILINE)
+    assert len({name for name, _, _ in rows}) == len(rows), "a setting stands there twice"
     return {name: (default.strip("`"), meaning) for name, default, meaning in rows}
 
 
@@ -35,8 +36,10 @@ def test_the_settings_page_names_every_setting_with_its_default_and_meaning() ->
 
 
 def test_example_of_local_settings_names_the_same_settings() -> None:
-    values = json.loads((ROOT / "local.settings.json.example").read_text())["Values"]
+    text = (ROOT / "local.settings.json.example").read_text()
+    values = json.loads(text)["Values"]
     assert set(values) - HOST_SETTINGS == setting_names()
+    assert all(text.count(f'"{name}":') == 1 for name in values)
 
 
 def test_example_env_file_names_only_settings() -> None:
@@ -53,8 +56,9 @@ def test_settings_and_tags_named_in_the_pages_exist() -> None:
     pages = README + (ROOT / "docs" / "runbook.md").read_text()
     words = set(re.findall(r"`([A-Z]{2,}(?:_[A-Z]+)+)(?:=[^`]*)?`", pages))
     decisions = {"RETRY_WITH_PARAMS", "ESCALATE_EMAIL"}
-    azd = set(re.findall(r"azd env set ([A-Z_]+)", README))
-    assert words - decisions - azd <= setting_names()
+    deployment = (ROOT / "infra" / "main.parameters.json").read_text()
+    deployment += (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert words - decisions - set(re.findall(r"[A-Z_]{4,}", deployment)) <= setting_names()
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/runbook.md", "docs/settings.md", "CONTRIBUTING.md", "SECURITY.md"])
@@ -64,6 +68,13 @@ def test_links_and_paths_lead_somewhere(page: str) -> None:
     paths = set(re.findall(r"`((?:shared|functions|agent|local|tests|infra|deploy|docs)/[\w./-]+)`", text))
     assert not {link for link in links if not ((ROOT / page).parent / link).exists()}
     assert not {path for path in paths if not (ROOT / path).exists()}
+
+
+def test_log_messages_that_the_runbook_looks_for_are_logged() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "shared").rglob("*.py"))
+    messages = re.findall(r'Message == "([^"]+)"', (ROOT / "docs" / "runbook.md").read_text())
+    assert messages
+    assert [message for message in messages if f'"{message}"' not in source] == []
 
 
 def test_readme_is_short_enough_to_be_read() -> None:

@@ -133,7 +133,7 @@ resource actionGroup 'Microsoft.Insights/actionGroups@2023-01-01' = {
   properties: {
     enabled: true
     groupShortName: 'failagent'
-    emailReceivers: [for (address, index) in split(escalationEmails, ','): {
+    emailReceivers: [for (address, index) in filter(split(escalationEmails, ','), part => !empty(trim(part))): {
       name: 'escalation-${index}'
       emailAddress: trim(address)
       useCommonAlertSchema: true

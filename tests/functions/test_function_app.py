@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -14,8 +15,8 @@ import pytest
 
 from shared import bootstrap, messages, schedules
 from shared.auditing import Auditing
-from shared.domain import Mode
-from shared.errors import ConfigurationError
+from shared.domain import Mode, Pause
+from shared.errors import ConfigurationError, TransientError
 from shared.memory_history import InMemoryDecisionHistory
 from shared.settings import Settings, environment_name
 from tests.builders import NOW
@@ -160,18 +161,41 @@ def test_settings_that_do_not_go_together_are_named_before_the_first_step(enviro
         bootstrap.services()
 
 
-def test_health_tells_when_each_workspace_was_audited_and_what_was_counted(environment: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("audited", "told"), [(("ws1", "ws2"), NOW), (("ws1",), None)])
+def test_health_tells_since_when_every_workspace_is_audited_and_names_none(
+    environment: pytest.MonkeyPatch, audited: tuple[str, ...], told: datetime | None
+) -> None:
     history = InMemoryDecisionHistory()
     runs = FakeJobRuns(workspaces=("ws1", "ws2"))
-    auditing = Auditing(FakeJobRuns(workspaces=("ws1",)), history, bootstrap.current_settings(), FakeClock())
+    auditing = Auditing(FakeJobRuns(workspaces=audited), history, bootstrap.current_settings(), FakeClock())
     auditing.audit()
     parts = replace(bootstrap.services(), runs=runs, history=history, auditing=auditing)  # type: ignore[arg-type]
     environment.setattr(bootstrap, "services", lambda: parts)
 
-    report = json.loads(json.dumps(bootstrap.health()))
+    report = bootstrap.health()
 
-    counts = {"claims": 0, "duplicates": 0, "orphans": 0, "unledgered": 0, "unread": 0}
-    assert report["audits"] == {"ws1": {"at": NOW.isoformat(), **counts}, "ws2": None}
+    assert report == {
+        "ok": True,
+        "paused": False,
+        "mode": "observe",
+        "dry_run": False,
+        "workspaces": 2,
+        "audited_at": told,
+    }
+
+
+def test_health_without_a_history_names_no_resource(environment: pytest.MonkeyPatch) -> None:
+    class Gone(InMemoryDecisionHistory):
+        def read_pause(self) -> Pause:
+            raise TransientError("table contoso-orders is not there")
+
+    parts = replace(bootstrap.services(), history=Gone())  # type: ignore[arg-type]
+    environment.setattr(bootstrap, "services", lambda: parts)
+
+    report = bootstrap.health()
+
+    assert report["ok"] is False
+    assert "contoso" not in str(report)
 
 
 def test_choices_known_while_indexing_are_those_of_the_settings() -> None:

@@ -20,7 +20,8 @@ PROGRAM = Path(__file__).parent / "node_modules" / ".bin" / "azurite-table"
 # Published by Microsoft for every installation of Azurite; not a secret (github.com/Azure/Azurite, README).
 ACCOUNT = "devstoreaccount1"
 ACCOUNT_KEY = (
-    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # pragma: allowlist secret
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6"  # pragma: allowlist secret
+    "IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # pragma: allowlist secret
 )
 
 

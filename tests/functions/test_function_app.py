@@ -189,7 +189,7 @@ def test_health_without_a_history_names_no_resource(environment: pytest.MonkeyPa
         def read_pause(self) -> Pause:
             raise TransientError("table contoso-orders is not there")
 
-    parts = replace(bootstrap.services(), history=Gone())  # type: ignore[arg-type]
+    parts = replace(bootstrap.services(), history=Gone())
     environment.setattr(bootstrap, "services", lambda: parts)
 
     report = bootstrap.health()

@@ -5,6 +5,7 @@ invocation that stops by itself before that can still say what is to become of i
 """
 
 import contextvars
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,12 @@ def within(seconds: float) -> Iterator[None]:
         yield
     finally:
         _end.reset(token)
+
+
+def left() -> float:
+    """Seconds until the deadline, infinite where there is none."""
+    end = _end.get()
+    return math.inf if end is None else end - time.monotonic()
 
 
 def bounded(seconds: float, *, tries: int = 1) -> float:

@@ -1,8 +1,8 @@
 """What becomes of a delivered queue message: done, put off, given up, or refused.
 
 Returning completes the message. Raising abandons it, and Service Bus delivers it again at once, so raising is kept for
-crashes, lost races and messages that cannot be understood. A service that cannot answer just now makes the message a
-scheduled copy of itself under a new id (the same id would be dropped by duplicate detection).
+crashes and messages that cannot be understood. A service that cannot answer just now makes the message a scheduled copy
+of itself under a new id (the same id would be dropped by duplicate detection).
 """
 
 import hashlib
@@ -49,6 +49,12 @@ MESSAGE_TYPES: Mapping[str, type[Message]] = {
 DEFERRALS = "deferrals"
 FIRST_SEEN = "first_seen"
 ORIGINAL_ID = "original_id"
+
+TRIES_AFTER_A_LOST_RACE = 3
+"""A step that finds its row changed by somebody faster begins anew at once, so often; then the message is put off.
+
+Raising would count as a failed call of the function, and ten of them end in the dead-letter queue.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +128,21 @@ class MessageDelivery:
         with telemetry.log_fields(**ids):
             try:
                 with deadline.within(self._settings.invocation_seconds):
-                    self._carry_out(message, envelope.deferrals)
-            except ConflictError:
-                raise
+                    self._carry_out_despite_races(message, envelope.deferrals)
             except TransientError as error:
                 self._put_off_or_reject(envelope, message, error)
             except PermanentError as error:
                 self._reject(envelope, error)
                 raise
+
+    def _carry_out_despite_races(self, message: Message, deferrals: int) -> None:
+        for _ in range(TRIES_AFTER_A_LOST_RACE - 1):
+            try:
+                self._carry_out(message, deferrals)
+            except ConflictError:
+                continue
+            return
+        self._carry_out(message, deferrals)
 
     def _carry_out(self, message: Message, deferrals: int) -> None:
         match message:

@@ -1,12 +1,12 @@
 """Step 1, find: a detection tick over a workspace, and the sweep for repairs that began and ended between two ticks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from shared import detection, telemetry
+from shared import deadline, detection, telemetry
 from shared.admission import Admission
-from shared.domain import RunState
+from shared.domain import RunState, RunSummary
 from shared.errors import AgentError, ConflictError, PermanentError, RunNotFoundError
 from shared.incidents import Incidents, Parts
 
@@ -14,6 +14,12 @@ logger = telemetry.logger(__name__)
 
 MAX_SWEEP = 200
 """Old incidents re-read per sweep and workspace, so that a sweep stays inside one function call."""
+
+READ_AT_ONCE = 50
+"""Ended runs that are read before those of them that failed are stored and sent: so many at most are read in vain."""
+
+SHARE_KEPT_FOR_STORING = 0.25
+"""Of an invocation's time; what cannot be read before is left to the next tick."""
 
 MAX_DELETED = 500
 """Old rows deleted per sweep and workspace: 10,000 failures a month with ten rows each leave 140 an hour."""
@@ -60,26 +66,44 @@ class Finding:
         plan = detection.plan_tick(
             scan, active, completed, job_ids=self._job_ids, overlap=overlap, started_at=started_at
         )
-        states, unread = self._states(workspace, plan.to_read)
-        failed = [state for state in states if state.is_failed]
-        still_active = {state.run_id for state in states if state.is_active}
-        next_scan = replace(plan.next_scan, active=plan.next_scan.active | still_active)
         self._admission.note_runs_seen(workspace, plan.ended)
-        for state in failed:
-            self._incidents.remember(state)
-        self._incidents.send_failed(failed, "timer")
-        ended = {run.run_id: run for run in completed}
-        for run_id in unread:
-            self._incidents.send_unread(workspace, run_id, ended.get(run_id))
-        found = len(failed) + len(unread)
+        found, look_again = self._send_ended(workspace, plan.to_read, {run.run_id: run for run in completed})
+        next_scan = replace(plan.next_scan, active=plan.next_scan.active | look_again)
         is_sweep_due = started_at - scan.swept_at >= timedelta(minutes=self._parts.settings.sweep_interval_minutes)
-        if is_sweep_due:
+        if is_sweep_due and self._has_time:
             found += self._sweep(workspace, started_at)
             next_scan = replace(next_scan, swept_at=started_at)
         self._parts.history.save_scan(next_scan)
-        if is_sweep_due:
+        if is_sweep_due and self._has_time:
             self._delete_old(workspace, started_at)
         return found
+
+    @property
+    def _has_time(self) -> bool:
+        return deadline.left() > self._parts.settings.invocation_seconds * SHARE_KEPT_FOR_STORING
+
+    def _send_ended(
+        self, workspace: str, run_ids: Iterable[int], completed: Mapping[int, RunSummary]
+    ) -> tuple[int, frozenset[int]]:
+        """Read the ended runs, send on which failed: how many did, and which are to be looked at in the next tick."""
+        found = 0
+        look_again: set[int] = set()
+        waiting = list(run_ids)
+        while waiting and self._has_time:
+            batch, waiting = waiting[:READ_AT_ONCE], waiting[READ_AT_ONCE:]
+            states, unread = self._states(workspace, batch)
+            failed = [state for state in states if state.is_failed]
+            for state in failed:
+                self._incidents.remember(state)
+            self._incidents.send_failed(failed, "timer")
+            for run_id in unread:
+                self._incidents.send_unread(workspace, run_id, completed.get(run_id))
+            found += len(failed) + len(unread)
+            look_again |= {state.run_id for state in states if state.is_active}
+            look_again |= set(batch) - {state.run_id for state in states} - set(unread)
+        if waiting:
+            logger.warning("no time to read all ended runs", extra={"workspace": workspace, "runs": len(waiting)})
+        return found, frozenset(look_again | set(waiting))
 
     def send_on(self, workspace: str, run_id: int) -> None:
         """Send one run that is known to have failed to be decided, also where it may not be read."""
@@ -94,10 +118,15 @@ class Finding:
         self._incidents.send_failed([state], "timer")
 
     def _states(self, workspace: str, run_ids: Iterable[int]) -> tuple[list[RunState], list[int]]:
-        """The runs as they are, and which may not be read or are gone: these do not hold up the others."""
+        """The runs as they are, and which may not be read or are gone: these do not hold up the others.
+
+        Those for which no time is left are in neither.
+        """
         states = []
         unread = []
         for run_id in run_ids:
+            if not self._has_time:
+                break
             try:
                 states.append(self._parts.runs.read_state(workspace, run_id))
             except PermanentError as error:

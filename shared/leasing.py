@@ -71,8 +71,9 @@ class Leasing:
         try:
             lease = self._change_job(lease)
         except PermanentError:
-            if is_first_try:  # nothing of ours can be there, now or later
-                self._save(replace(lease, state=LeaseState.CLOSED))
+            if is_first_try:  # nothing of this lease can be there, now or later; of the one before it something may
+                now = self._parts.now()
+                self._save(replace(lease, state=LeaseState.CLOSED, restored_at=now, looked_at=now))
             raise
         self._save(replace(lease, state=LeaseState.APPLIED, applied_at=self._parts.now()))
         self._incidents.record(incident, "lease_applied", changes=[c.change.word for c in lease.changes])
@@ -161,23 +162,33 @@ class Leasing:
 
     def _verify(self, lease: Lease) -> bool:
         """Nothing of ours may be back: looked at after a while, then, where an update may land, ever more rarely."""
-        assert lease.restored_at is not None
         now = self._parts.now()
-        last = lease.looked_at or lease.restored_at
+        restored_at = lease.restored_at or lease.planned_at
+        last = lease.looked_at or restored_at
         pause = timedelta(seconds=self._parts.settings.claim_settle_seconds)
         if lease.state is LeaseState.CLOSED:
-            pause = max(pause, last - lease.restored_at)
+            pause = max(pause, last - restored_at)
         if now - last < pause:
             return False
+        is_watched = lease.watched_until is not None and now < lease.watched_until
         try:
             settings = self._settings_of(lease)
+        except PermanentError as error:
+            if lease.refused_at:
+                self._note_refusal(lease, error)
+            else:  # it was put back: that it cannot be looked at now is no news for anybody
+                state = lease.state if lease.report else LeaseState.CLOSED
+                left = lease.unanswered if is_watched else ()
+                self._save(replace(lease, state=state, looked_at=now, unanswered=left))
+            return True
+        try:
             self._put_back(lease, settings)
         except PermanentError as error:
+            if lease.state is LeaseState.CLOSED and settings is not None:  # what landed late, and nothing else, is ours
+                lease = replace(lease, changes=tuple(changes.present(lease.unanswered, settings)))
             self._note_refusal(lease, error)
             return True
-        left: tuple[SettingChange, ...] = ()
-        if settings is not None and lease.watched_until and now < lease.watched_until:
-            left = changes.not_landed(lease.unanswered, settings)
+        left = changes.not_landed(lease.unanswered, settings) if settings is not None and is_watched else ()
         report = None if lease.report and lease.report.news is LeaseNews.REFUSED else lease.report
         state = lease.state if report else LeaseState.CLOSED
         self._save(replace(lease, state=state, looked_at=now, refused_at=None, report=report, unanswered=left))

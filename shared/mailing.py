@@ -198,22 +198,27 @@ class Mailing:
             raise PermanentError(f"no incident for run {lease.run_id}: there is nobody to tell about its lease")
         self._incidents.stop_if_paused()
         mail = self._lease_mail(lease, report.news, incident)
-        if not (report.claimed and self._need_not_be_sent(lease, mail)):
-            lease = self._send_about(lease, report, mail)
+        is_told = True
+        if not report.claimed or self._is_unsent(lease, mail):
+            lease, is_told = self._send_about(lease, report, mail)
         self._save_lease(replace(lease, report=None, reported=(*lease.reported, report.news)))
-        self._incidents.record(incident, "lease_reported", news=str(report.news), recipients=len(mail.recipients))
+        if is_told:
+            self._incidents.record(incident, "lease_reported", news=str(report.news), recipients=len(mail.recipients))
+        else:
+            telemetry.parked("lease_report_refused")
+            self._incidents.record(incident, "lease_report_failed", news=str(report.news))
         return True
 
-    def _need_not_be_sent(self, lease: Lease, mail: EscalationMail) -> bool:
-        """Whether the mail was accepted earlier, or that can never be found out."""
+    def _is_unsent(self, lease: Lease, mail: EscalationMail) -> bool:
+        """Whether the mail was not accepted earlier; where that can never be found out, it is taken for sent."""
         try:
-            return self._parts.mails.was_accepted(mail.key)
+            return not self._parts.mails.was_accepted(mail.key)
         except PermanentError as error:
             log_given_up(lease, error)
-            return True
+            return False
 
-    def _send_about(self, lease: Lease, report: LeaseReport, mail: EscalationMail) -> Lease:
-        """Claim, send; the lease as it is stored then. A mail that can never be sent is given up, and logged."""
+    def _send_about(self, lease: Lease, report: LeaseReport, mail: EscalationMail) -> tuple[Lease, bool]:
+        """Claim, send; the lease as it is stored then, and whether the mail went: one that never can is given up."""
         settles = timedelta(seconds=self._parts.settings.claim_settle_seconds)
         now = self._parts.now()
         lease = self._save_lease(replace(lease, report=replace(report, claimed=True, due=now + settles)))
@@ -228,7 +233,8 @@ class Mailing:
             raise
         except PermanentError as error:
             log_given_up(lease, error)
-        return lease
+            return lease, False
+        return lease, True
 
     def _lease_mail(self, lease: Lease, news: LeaseNews, incident: Incident) -> EscalationMail:
         cause, reason = LEASE_TEXTS[news]

@@ -118,16 +118,25 @@ def test_what_can_never_be_done_is_recorded_and_raised() -> None:
     assert world.queues.sent == []
 
 
-@pytest.mark.parametrize(
-    "error", [ConflictError("412"), ConfigurationError("no host"), KeyError("bug"), RecursionError(), MemoryError()]
-)
-def test_lost_races_bugs_and_crashes_are_raised_and_not_put_off(error: BaseException) -> None:
+@pytest.mark.parametrize("error", [ConfigurationError("no host"), KeyError("bug"), RecursionError(), MemoryError()])
+def test_bugs_and_crashes_are_raised_and_not_put_off(error: BaseException) -> None:
     world = failing_world(error)
 
     with pytest.raises(type(error)):
         world.delivery.deliver(envelope())
 
     assert world.queues.sent == []
+    assert world.history.rejected == {}
+
+
+@pytest.mark.parametrize(("races", "copies"), [(1, 0), (2, 0), (3, 1)])
+def test_a_step_that_loses_a_race_begins_anew_and_is_put_off_in_the_end(races: int, copies: int) -> None:
+    world = failing_world(None)
+    world.runs.faults.before["read_facts"] = [ConflictError("412")] * races
+
+    world.delivery.deliver(envelope())
+
+    assert sum(message.message_id.endswith(":defer-1") for _, message in world.queues.sent) == copies
     assert world.history.rejected == {}
 
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared import deadline
 from shared.detection import first_scan, plan_tick, window_start
-from shared.domain import RunSummary
+from shared.domain import RunState, RunSummary
 from tests.builders import NOW, build_run_state, build_run_summary, build_scan_state
 from tests.fakes import FakeClock, FakeJobRuns
 from tests.world import build_world
@@ -244,6 +245,40 @@ class CountedPages:
         started = len(self._runs.completed_runs("ws1", started_after=self._runs.clock() - timedelta(minutes=7)))
         pages = {"active_runs": self._active, "completed_runs": started}
         return sum(max(1, math.ceil(pages[name] / 25)) if name in pages else 1 for name in calls[:-1])
+
+
+def test_more_failures_than_one_tick_can_read_are_found_over_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of a second for each, and forty seconds for a tick, of which a quarter is kept for storing."""
+
+    class Stopwatch:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    watch = Stopwatch()
+    monkeypatch.setattr(deadline, "time", watch)
+    runs, clock = workspace_of(0)
+    world = build_world(runs=runs, clock=clock, invocation_seconds=40)
+    world.agent.find_failures()
+    clock.advance(minutes=5)
+    for n in range(1, 301):
+        runs.put_state(build_run_state(run_id=n, job_id=n, start_time=clock(), end_time=clock()))
+    read_state = runs.read_state
+
+    def slow(workspace: str, run_id: int) -> RunState:
+        watch.now += 0.25
+        return read_state(workspace, run_id)
+
+    monkeypatch.setattr(runs, "read_state", slow)
+    found = []
+    for _ in range(4):
+        with deadline.within(40):
+            found.append(world.agent.find_failures())
+        clock.advance(minutes=5)
+
+    assert found == [120, 120, 60, 0]
+    assert {i.run_id for i in world.history.open_incidents("ws1")} == set(range(1, 301))
 
 
 def test_active_runs_of_other_jobs_cost_nothing() -> None:

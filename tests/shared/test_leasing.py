@@ -357,6 +357,8 @@ def test_a_report_that_can_never_be_sent_does_not_keep_the_job_leased() -> None:
 
     assert world.mails.sent == []
     assert lease_of(world).state is LeaseState.CLOSED
+    assert "lease_report_failed" in events_of(world)
+    assert "lease_reported" not in events_of(world)
 
 
 def test_a_report_of_which_nobody_may_find_out_whether_it_was_sent_is_not_sent_twice() -> None:
@@ -563,3 +565,41 @@ def test_a_change_that_was_refused_leaves_no_lease(error: AgentError) -> None:
     assert lease_of(world).state is LeaseState.CLOSED
     assert world.history.followed_leases(WORKSPACE) == []
     assert world.incident().state is IncidentState.ESCALATED
+
+
+def test_a_refused_change_under_the_doubt_of_an_earlier_one_does_not_stop_the_watch() -> None:
+    world = world_in_doubt()
+    world.runs.faults.before["update_job"] = [NO_RIGHT]
+
+    fail(world, OTHER_RUN)
+    assert lease_of(world).state is LeaseState.CLOSED
+    leak(world)()
+    world.run_for(hours=1)
+
+    assert world.runs.job_settings(WORKSPACE, JOB_ID) == build_job_settings()
+    world.run_for(hours=24)
+    assert world.history.followed_leases(WORKSPACE) == []
+
+
+def test_a_job_that_cannot_be_looked_at_once_more_is_no_news_and_keeps_what_people_chose() -> None:
+    world = world_in_doubt()
+    mails = len(mails_of(world))
+    set_workers(world, 5)
+    world.runs.faults.before["job_settings"] = [NO_RIGHT]
+
+    world.run_for(hours=24, step_seconds=300)
+
+    assert len(mails_of(world)) == mails
+    assert workers(world.runs) == 5
+    assert world.history.followed_leases(WORKSPACE) == []
+
+
+def test_a_late_update_that_may_not_be_undone_is_reported_with_what_landed_and_nothing_else() -> None:
+    world = world_in_doubt()
+    leak(world)()
+    world.runs.faults.before["update_job"] = [NO_RIGHT]
+
+    world.run_for(hours=8)
+
+    assert world.runs.job_settings(WORKSPACE, JOB_ID) == build_job_settings()
+    assert "lease_restore_refused" in events_of(world)

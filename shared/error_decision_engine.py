@@ -21,7 +21,7 @@ from shared.domain import (
     Symptoms,
     TaskFailure,
 )
-from shared.errors import AgentError, ThrottledError
+from shared.errors import AgentError, PermanentError, ThrottledError
 from shared.learning import Learning
 from shared.ports import Diagnoser
 from shared.settings import Settings
@@ -38,7 +38,7 @@ logger = telemetry.logger(__name__)
 PROMPT_CHARACTERS = 12_000
 """What a question to the model costs besides the excerpt: the prompt, the schema and the answer, in characters."""
 
-ASK_AGAIN_SECONDS = 15
+ASK_AGAIN_SECONDS = 30.0
 """So long a failure waits for the answer about another one of the same cause."""
 
 REDACTED = "[redacted:"
@@ -226,11 +226,18 @@ class ErrorDecisionEngine:
             learning.give_question_back(workspace, mark)
             return None
         try:
-            answer = self._ask_or_wait(evidence, trusted, by_rules, may_wait=may_wait)
+            answer = self._ask(evidence, trusted, by_rules)
         except ThrottledError:
             learning.return_tokens(characters)
             learning.give_question_back(workspace, mark)
-            raise
+            if may_wait:
+                raise
+            return None
+        except AgentError as error:
+            note_silence(error)
+            if isinstance(error, PermanentError):  # refused; a question that ran out of time may have been paid for
+                learning.return_tokens(characters)
+            answer = None
         learning.keep_answer(workspace, mark, answer)
         return weigh(answer, known) if answer else None
 
@@ -238,16 +245,19 @@ class ErrorDecisionEngine:
         self, evidence: Evidence, trusted: Mapping[str, str], by_rules: Diagnosis, *, may_wait: bool
     ) -> Diagnosis | None:
         """The model's answer; None where it gave none that counts. ThrottledError only where the caller may wait."""
-        assert self._diagnoser is not None
         try:
-            answer = self._diagnoser.diagnose(evidence, facts=trusted)
-            return never_silent(answer, by_rules) if answer else None
+            return self._ask(evidence, trusted, by_rules)
         except ThrottledError:
             if may_wait:
                 raise
         except AgentError as error:
-            logger.warning("model did not answer, rules decide alone", extra={"reason": type(error).__name__})
+            note_silence(error)
         return None
+
+    def _ask(self, evidence: Evidence, trusted: Mapping[str, str], by_rules: Diagnosis) -> Diagnosis | None:
+        assert self._diagnoser is not None
+        answer = self._diagnoser.diagnose(evidence, facts=trusted)
+        return never_silent(answer, by_rules) if answer else None
 
     def _worst(self, facts: RunFacts, *, may_wait: bool) -> tuple[TaskFailure | None, Evidence, Diagnosis]:
         """The root-cause task that decides for the run."""
@@ -268,6 +278,10 @@ class ErrorDecisionEngine:
             workspace = facts.run.workspace
             return (None, *self.diagnose(symptoms, ComputeKind.UNKNOWN, workspace=workspace, may_wait=may_wait))
         return max(found, key=lambda item: (SEVERITY.index(item[2].recommended), item[2].confidence))
+
+
+def note_silence(error: AgentError) -> None:
+    logger.warning("model did not answer, rules decide alone", extra={"reason": type(error).__name__})
 
 
 def never_silent(answer: Diagnosis, by_rules: Diagnosis) -> Diagnosis:

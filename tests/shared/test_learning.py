@@ -9,7 +9,7 @@ import pytest
 
 from shared.domain import Category, Change, ChangeKind, Decision, DecisionKind, Diagnosis, Evidence, RunFacts
 from shared.error_decision_engine import ASK_AGAIN_SECONDS, PROMPT_CHARACTERS, ErrorDecisionEngine
-from shared.errors import ConflictError, ThrottledError, TransientError
+from shared.errors import AgentError, ConflictError, PermanentError, ThrottledError, TransientError
 from shared.learning import CHARACTERS_PER_TOKEN, SLACK_SECONDS, TRIES, Learning
 from shared.triage.experience import Experience, Fix, TokenMeter
 from tests.builders import (
@@ -328,6 +328,17 @@ def test_a_question_that_the_service_refuses_costs_no_tokens_however_often_it_is
 
     assert engine.decide(failing(STRANGE), now=NOW, may_wait=True).model_used
     assert 0 < used(desk) <= (len(STRANGE) + 100 + PROMPT_CHARACTERS) // CHARACTERS_PER_TOKEN
+
+
+@pytest.mark.parametrize("refusal", [ThrottledError("429"), PermanentError("401: no role")])
+def test_a_question_that_is_refused_for_good_or_without_patience_left_costs_no_tokens(refusal: AgentError) -> None:
+    desk, model = Desk(), FakeDiagnoser(ANSWER)
+    model.faults.before["diagnose"] = [refusal]
+
+    decision = desk.engine(model).decide(failing(STRANGE), now=NOW)
+
+    assert not decision.model_used
+    assert used(desk) == 0
 
 
 class WhileAsking(FakeDiagnoser):

@@ -380,6 +380,13 @@ _NAME_OF_FILE = re.compile(
 _VALUE_OF_LINES = re.compile(r"([=:] ?\")[^\"\n]{0,400}\n(?:[^\"\n]{0,2000}\n){0,8}?[^\"\n]{0,400}\"(?=[\s,;.)}\]]|$)")
 """A quoted value that goes over several lines, such as a name with a line break smuggled in."""
 
+_NAME_OF_WORDS = re.compile(r"`[^`\n ]{1,100} [^`\n]{1,200}`")
+"""A name of several words in backticks, such as a column's: whoever named it wrote it."""
+
+_NOT_PARSED = re.compile(r"\b(?:KeyError|JSONDecodeError|JsonParseException|UnicodeDecodeError|ValidationError)\b")
+_PAYLOAD = re.compile(r"(\b\w{1,40}(?:\[[^\]\n]{0,20}\])? ?[=:] ?)\{[^\n]{4,4000}")
+"""A document that was not understood, as a program shows it: what it says is data."""
+
 _TABLE_ROW = re.compile(r"^[ \t]{0,8}\|.{0,4000}\|[ \t]{0,8}$", re.MULTILINE)
 """A row of a printed table, as `show` of a DataFrame prints it: data."""
 
@@ -400,6 +407,10 @@ def without_planted_words(text: str) -> str:
         text = _NAME_OF_FILE.sub("…", text)
         text = _DATA_VALUE.sub(r"\1…", text)
         text = _ABOUT_DATA.sub(lambda found: _QUOTED.sub("…", found.group()), text)
+    if "`" in text:
+        text = _NAME_OF_WORDS.sub("`…`", text)
+    if "{" in text and _NOT_PARSED.search(text):
+        text = _PAYLOAD.sub(r"\1{…}", text)
     if "|" in text:
         text = _TABLE_ROW.sub("…", text)
     if not _INSTRUCTION.search(text):

@@ -21,7 +21,7 @@ from shared.domain import (
     Symptoms,
     TaskFailure,
 )
-from shared.errors import AgentError, PermanentError, ThrottledError
+from shared.errors import AgentError, ConfigurationError, PermanentError, ThrottledError
 from shared.learning import Learning
 from shared.ports import Diagnoser
 from shared.settings import Settings
@@ -235,7 +235,9 @@ class ErrorDecisionEngine:
             return None
         except AgentError as error:
             note_silence(error)
-            if isinstance(error, PermanentError):  # refused; a question that ran out of time may have been paid for
+            if isinstance(
+                error, PermanentError | ConfigurationError
+            ):  # refused; a question that ran out of time may have been paid for
                 learning.return_tokens(characters)
             answer = None
         learning.keep_answer(workspace, mark, answer)

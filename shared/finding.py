@@ -66,8 +66,8 @@ class Finding:
         plan = detection.plan_tick(
             scan, active, completed, job_ids=self._job_ids, overlap=overlap, started_at=started_at
         )
-        self._admission.note_runs_seen(workspace, plan.ended)
         found, look_again = self._send_ended(workspace, plan.to_read, {run.run_id: run for run in completed})
+        self._admission.note_runs_seen(workspace, max(0, plan.ended - len(look_again)))  # the next tick counts those
         next_scan = replace(plan.next_scan, active=plan.next_scan.active | look_again)
         is_sweep_due = started_at - scan.swept_at >= timedelta(minutes=self._parts.settings.sweep_interval_minutes)
         if is_sweep_due and self._has_time:

@@ -198,8 +198,8 @@ class Mailing:
             raise PermanentError(f"no incident for run {lease.run_id}: there is nobody to tell about its lease")
         self._incidents.stop_if_paused()
         mail = self._lease_mail(lease, report.news, incident)
-        is_told = True
-        if not report.claimed or self._is_unsent(lease, mail):
+        is_told = self._report_was_accepted(lease, mail) if report.claimed else False
+        if is_told is False:
             lease, is_told = self._send_about(lease, report, mail)
         self._save_lease(replace(lease, report=None, reported=(*lease.reported, report.news)))
         if is_told:
@@ -209,13 +209,13 @@ class Mailing:
             self._incidents.record(incident, "lease_report_failed", news=str(report.news))
         return True
 
-    def _is_unsent(self, lease: Lease, mail: EscalationMail) -> bool:
-        """Whether the mail was not accepted earlier; where that can never be found out, it is taken for sent."""
+    def _report_was_accepted(self, lease: Lease, mail: EscalationMail) -> bool | None:
+        """Whether the mail was accepted earlier; None where that can never be found out: it is not sent twice."""
         try:
-            return not self._parts.mails.was_accepted(mail.key)
+            return self._parts.mails.was_accepted(mail.key)
         except PermanentError as error:
             log_given_up(lease, error)
-            return False
+            return None
 
     def _send_about(self, lease: Lease, report: LeaseReport, mail: EscalationMail) -> tuple[Lease, bool]:
         """Claim, send; the lease as it is stored then, and whether the mail went: one that never can is given up."""

@@ -333,7 +333,7 @@ def mail_sent(kind: str) -> None:
 
 
 def parked(reason: str) -> None:
-    """An incident ended without anybody having been told; `reason` is a word of `incidents.Parked`, never a text."""
+    """People could not be told, about an incident or a job left changed; `reason` is a fixed word, never a text."""
     _instruments().parked.add(1, {"reason": reason})
 
 

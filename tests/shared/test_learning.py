@@ -9,7 +9,7 @@ import pytest
 
 from shared.domain import Category, Change, ChangeKind, Decision, DecisionKind, Diagnosis, Evidence, RunFacts
 from shared.error_decision_engine import ASK_AGAIN_SECONDS, PROMPT_CHARACTERS, ErrorDecisionEngine
-from shared.errors import AgentError, ConflictError, PermanentError, ThrottledError, TransientError
+from shared.errors import AgentError, ConfigurationError, ConflictError, PermanentError, ThrottledError, TransientError
 from shared.learning import CHARACTERS_PER_TOKEN, SLACK_SECONDS, TRIES, Learning
 from shared.triage.experience import Experience, Fix, TokenMeter
 from tests.builders import (
@@ -330,7 +330,10 @@ def test_a_question_that_the_service_refuses_costs_no_tokens_however_often_it_is
     assert 0 < used(desk) <= (len(STRANGE) + 100 + PROMPT_CHARACTERS) // CHARACTERS_PER_TOKEN
 
 
-@pytest.mark.parametrize("refusal", [ThrottledError("429"), PermanentError("401: no role")])
+@pytest.mark.parametrize(
+    "refusal",
+    [ThrottledError("429"), PermanentError("401: no role"), ConfigurationError("404: no deployment", names=())],
+)
 def test_a_question_that_is_refused_for_good_or_without_patience_left_costs_no_tokens(refusal: AgentError) -> None:
     desk, model = Desk(), FakeDiagnoser(ANSWER)
     model.faults.before["diagnose"] = [refusal]

@@ -372,6 +372,7 @@ def test_a_report_of_which_nobody_may_find_out_whether_it_was_sent_is_not_sent_t
 
     assert len(mails_of(world)) == 1
     assert lease_of(world).state is LeaseState.CLOSED
+    assert "lease_report_failed" in events_of(world)
 
 
 def test_a_report_whose_claim_ran_out_is_not_sent_by_the_slow_worker() -> None:

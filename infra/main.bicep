@@ -31,7 +31,7 @@ param defaultMode string = 'observe'
 @allowed([1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30])
 param findFailuresMinutes int = 5
 
-@description('Further app settings, name to text, such as { "MAX_WORKERS": "16" }: see Settings in README.md. What this file sets itself wins.')
+@description('Further app settings, name to text, such as { "MAX_WORKERS": "16" }: see docs/settings.md. What this file sets itself wins.')
 param extraAppSettings object = {}
 
 // --- How it signs in to Databricks (empty = with its managed identity, which needs no secret)

@@ -13,9 +13,9 @@ from agent import output
 from agent.output import ExitCode, exit_code_of, messages, print_json, print_table, reported_errors
 from shared import bootstrap
 from shared.bootstrap import Connection
-from shared.databricks_rights import MissingRightsError
+from shared.databricks_rights import MissingRightsError, UnknownIdentityError
 from shared.errors import AgentError, ConfigurationError, NotAuthorisedError, StoreNotAuthorisedError
-from shared.role_commands import permission_commands, where_to_set
+from shared.role_commands import permission_commands, service_principal_command, where_to_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,8 @@ def fix_of(error: AgentError, connection: Connection) -> str:
             return where_to_set(error.names)
         case MissingRightsError():
             return permission_commands(error.principal, error.missing, host=error.host)
+        case UnknownIdentityError():
+            return service_principal_command(error.application_id, host=error.host)
         case NotAuthorisedError() | StoreNotAuthorisedError():
             return connection.where_refused
         case _:

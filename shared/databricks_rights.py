@@ -1,13 +1,17 @@
-"""What our identity may do in a Databricks workspace, as far as the workspace tells it. Reads only.
+"""What the app's identity may do in a Databricks workspace, as far as the workspace tells it. Reads only.
 
 Read: SCIM `Me`; the jobs it is to look after (JOB_IDS, else the first 25 of jobs/list); `permissions/TYPE/ID` of each,
 and, for jobs in mode full, of their cluster policies and pools. So a check makes at most about 250 calls.
+
+At a desk `Me` is the person signed in, often an admin, whose rights say nothing about the app. So where AZURE_CLIENT_ID
+names another identity, that service principal is looked up and judged by what the person sees.
 
 No documentation says who may read permissions. The server that the Databricks CLI is tested with answers 403 for a job
 to whoever lacks CAN_MANAGE on it, so an identity with just enough rights may not see which: that is told, and is no
 failure. That a job is shown proves CAN_VIEW in any case.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +26,7 @@ from shared.settings import Settings
 from shared.triage.policy import mode_of
 
 ME = "/api/2.0/preview/scim/v2/Me"
+SERVICE_PRINCIPALS = "/api/2.0/preview/scim/v2/ServicePrincipals"
 PERMISSIONS = "/api/2.0/permissions"
 JOBS = "/api/2.2/jobs"
 SAMPLE = 25
@@ -67,6 +72,18 @@ class MissingRightsError(NotAuthorisedError):
         self.host = host
 
 
+class UnknownIdentityError(NotAuthorisedError):
+    """The workspace has no service principal of the app's identity.
+
+    `host` is the workspace where there are several, else empty.
+    """
+
+    def __init__(self, message: str, *, application_id: str, host: str) -> None:
+        super().__init__(message)
+        self.application_id = application_id
+        self.host = host
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What is needed on one object and what is held: `level` (empty = nothing), by a group or directly (empty).
@@ -87,11 +104,15 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What was found: who we are, which jobs were looked at (in words), and our standing on each object."""
+    """What was found: whose rights, which jobs were looked at (in words), and the standing on each object.
+
+    `onlooker` is who looked where that is another than `principal`.
+    """
 
     principal: Principal
     looked_at: str
     standings: tuple[Standing, ...] = ()
+    onlooker: Principal | None = None
 
     @property
     def missing(self) -> tuple[Grant, ...]:
@@ -104,7 +125,8 @@ class Rights:
 
     def text(self) -> str:
         """All of it in one line."""
-        parts = [str(self.principal), self.looked_at, *held_texts(self.standings)]
+        who = f"{self.principal}, as {self.onlooker.short} sees it" if self.onlooker else str(self.principal)
+        parts = [who, self.looked_at, *held_texts(self.standings)]
         if self.unknown:
             first = self.unknown[0]
             parts.append(
@@ -119,42 +141,92 @@ class Rights:
 def check_rights(api: WorkspaceApi, settings: Settings, progress: Progress) -> str:
     """What is held, in one line, or that it may not be read.
 
-    Raises MissingRightsError where something is missing for certain, TransientError where nothing answers.
+    Raises MissingRightsError where something is missing for certain, UnknownIdentityError where the workspace has no
+    such service principal, TransientError where nothing answers.
     """
     try:
         rights = examine(api, settings, progress)
+    except UnknownIdentityError:
+        raise
     except NotAuthorisedError as error:
         return f"cannot be read: {error}"
     if rights.missing:
-        hosts = settings.databricks_host
-        host = next(host for host in hosts if workspace_name(host) == api.name) if len(hosts) > 1 else ""
+        host = host_of_several(api, settings)
         raise MissingRightsError(rights.text(), principal=rights.principal, missing=rights.missing, host=host)
     return rights.text()
 
 
 def examine(api: WorkspaceApi, settings: Settings, progress: Progress) -> Rights:
-    """Who we are in the workspace and what we may do there; `progress` is told how far it is.
+    """Who the app is in the workspace and what it may do there; `progress` is told how far it is.
 
-    Raises NotAuthorisedError where not even that may be read, TransientError where the workspace does not answer.
+    Raises UnknownIdentityError, NotAuthorisedError where not even that may be read, TransientError where the workspace
+    does not answer.
     """
-    principal = principal_of(api.get(ME, {}))
+    me = principal_of(api.get(ME, {}))
+    identity = identity_of(settings)
+    at_a_desk = bool(identity) and me.name.lower() != identity.lower()
+    principal, onlooker = (look_up(api, settings, me), me) if at_a_desk else (me, None)
     if ADMINS in principal.groups:
-        return Rights(principal, "admin of the workspace: may manage everything, which is more than it needs")
+        what = "admin of the workspace: may manage everything, which is more than it needs"
+        return Rights(principal, what, onlooker=onlooker)
     with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="read-rights") as pool:
         try:
-            return _Examination(api, settings, principal, progress, pool).rights()
+            return _Examination(api, settings, principal, onlooker, progress, pool).rights()
         except AgentError:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
+def identity_of(settings: Settings) -> str:
+    """The application id of the app's managed identity; empty where it signs in to Databricks by other means."""
+    return "" if settings.databricks_token or settings.databricks_client_id else settings.azure_client_id
+
+
+def look_up(api: WorkspaceApi, settings: Settings, onlooker: Principal) -> Principal:
+    """The app's identity as the workspace knows it.
+
+    Raises UnknownIdentityError where there is none, NotAuthorisedError where `onlooker` may not see whether there
+    is or what it is: others than admins are shown names and ids alone (documented of users), so no groups.
+    """
+    wanted = identity_of(settings)
+    try:
+        answer = api.get(SERVICE_PRINCIPALS, {"filter": f"applicationId eq {json.dumps(wanted)}"})
+    except NotAuthorisedError as error:
+        raise NotAuthorisedError(
+            f"{onlooker.short} may not look up service principal {wanted}; an admin of the workspace may: {error}"
+        ) from error
+    found: Json | None = next(iter(answer.get("Resources") or []), None)
+    if found is None:
+        raise UnknownIdentityError(
+            f"missing: workspace {api.name} has no service principal {wanted} (AZURE_CLIENT_ID), as {onlooker.short}"
+            " sees it; the app cannot sign in",
+            application_id=wanted,
+            host=host_of_several(api, settings),
+        )
+    if not found.get("applicationId"):
+        raise NotAuthorisedError(
+            f"{onlooker.short} is not shown the groups of service principal {wanted}; an admin of the workspace is"
+        )
+    return principal_of(found)
+
+
+def host_of_several(api: WorkspaceApi, settings: Settings) -> str:
+    """The URL of the workspace where DATABRICKS_HOST names several, else empty."""
+    hosts = settings.databricks_host
+    return next(host for host in hosts if workspace_name(host) == api.name) if len(hosts) > 1 else ""
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A job that the agent is to look after; without settings it is hidden from us."""
+    """A job that the agent is to look after; without settings it is hidden from who looks."""
 
     job_id: str
     mode: Mode
     settings: Json | None
+
+    @property
+    def needed(self) -> Grant:
+        return Grant("jobs", self.job_id, NEEDED_ON_JOB[self.mode])
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,23 +234,32 @@ class _Examination:
     api: WorkspaceApi
     settings: Settings
     principal: Principal
+    onlooker: Principal | None
     progress: Progress
     pool: ThreadPoolExecutor
 
     def rights(self) -> Rights:
         jobs, looked_at = self._named_jobs() if self.settings.job_ids else self._sample()
-        needed = [Grant("jobs", job.job_id, NEEDED_ON_JOB[job.mode]) for job in jobs]
-        hidden = tuple(Standing(grant, "") for job, grant in zip(jobs, needed, strict=True) if job.settings is None)
-        shown = [grant for job, grant in zip(jobs, needed, strict=True) if job.settings is not None]
-        compute = compute_needed([job.settings for job in jobs if job.settings and job.mode is Mode.FULL])
+        on_jobs = self._standings([job.needed for job in jobs if job.settings is not None])
+        if self.onlooker and not self.settings.job_ids:
+            on_jobs, kept_away = without_those_kept_away(on_jobs)
+            looked_at += kept_away
+        # A job that is hidden from the identity itself lacks the right; from another it may have it or not.
+        hidden = [Standing(job.needed, "", readable=self.onlooker is None) for job in jobs if job.settings is None]
+        judged = {one.needed.object_id for one in on_jobs}
+        full = [job.settings for job in jobs if job.settings and job.mode is Mode.FULL and job.job_id in judged]
+        compute = compute_needed(full)
         if len(compute) > MOST_COMPUTE:
             looked_at += f"; of {len(compute)} cluster policies and pools the first {MOST_COMPUTE}"
+        on_compute = self._standings(compute[:MOST_COMPUTE])
+        return Rights(self.principal, looked_at, (*hidden, *on_jobs, *on_compute), self.onlooker)
+
+    def _standings(self, wanted: Sequence[Grant]) -> list[Standing]:
         standings = []
-        wanted = [*shown, *compute[:MOST_COMPUTE]]
         for done, standing in enumerate(self.pool.map(self._standing, wanted), 1):
             self.progress(f"{done} of {len(wanted)} permissions read")
             standings.append(standing)
-        return Rights(self.principal, looked_at, (*hidden, *standings))
+        return standings
 
     def _named_jobs(self) -> tuple[list[_Job], str]:
         ids = self.settings.job_ids[:MOST_NAMED_JOBS]
@@ -192,7 +273,7 @@ class _Examination:
         return self._looked_after([answer for answer in answers if answer]), f"looked at {which} of JOB_IDS{gone}"
 
     def _named_job(self, job_id: str) -> tuple[str, Json | None] | None:
-        """The job's id and settings, without settings where it is hidden from us; None where there is no such job."""
+        """The job's id and settings, without settings where it is hidden; None where there is no such job."""
         try:
             return job_id, settings_of(self.api.get(f"{JOBS}/get", {"job_id": job_id}))
         except NotAuthorisedError:
@@ -204,9 +285,13 @@ class _Examination:
         answer = self.api.get(f"{JOBS}/list", {"limit": SAMPLE, "expand_tasks": True})
         listed = [(str(raw.get("job_id")), settings_of(raw)) for raw in answer.get("jobs", [])]
         jobs = self._looked_after(listed)
+        whoever = self.onlooker.short if self.onlooker else "it"
         if not listed:
-            return jobs, "it sees no job: it needs CAN_VIEW on those it is to look after (docs/databricks_access.md)"
-        which = f"the first {len(listed)} of jobs/list, a sample" if answer.get("has_more") else "all jobs that it sees"
+            needs = "it needs CAN_VIEW on those it is to look after (docs/databricks_access.md)"
+            return jobs, f"{whoever} sees no job: {needs}"
+        which = f"all jobs that {whoever} sees"
+        if answer.get("has_more"):
+            which = f"the first {len(listed)} of jobs/list, a sample"
         others = f" (without {len(listed) - len(jobs)} that it does not look after)" if len(jobs) < len(listed) else ""
         return jobs, f"looked at {which}{others}"
 
@@ -222,8 +307,8 @@ class _Examination:
         return found
 
     def _standing(self, needed: Grant) -> Standing:
-        """Our standing on an object. A job is known to be shown to us, whatever its permissions say."""
-        proven = "CAN_VIEW" if needed.object_type == "jobs" else ""
+        """The standing on an object. A job that is shown to the identity itself may be viewed, whatever they say."""
+        proven = "CAN_VIEW" if needed.object_type == "jobs" and self.onlooker is None else ""
         try:
             raw = self.api.get(f"{PERMISSIONS}/{needed.object_type}/{needed.object_id}", {})
         except (NotAuthorisedError, RunNotFoundError):
@@ -232,15 +317,30 @@ class _Examination:
         return Standing(needed, level or proven, group)
 
 
+def without_those_kept_away(standings: list[Standing]) -> tuple[list[Standing], str]:
+    """Without the jobs that the identity certainly may not view, and that they are left out, in words.
+
+    An admin sees jobs that are kept from the agent on purpose. Where it may view none at all, none is on purpose.
+    """
+    away = [one.needed.object_id for one in standings if one.readable and not one.level]
+    if not away or len(away) == len(standings):
+        return standings, ""
+    left = [one for one in standings if one.level or not one.readable]
+    return left, f" (without {len(away)} that it may not view, so leaves alone: {some(away)})"
+
+
 def principal_of(me: Json) -> Principal:
-    """From SCIM `Me`. A service principal's userName is its application id, a UUID, by which its CLI tells it too."""
+    """From SCIM. In `Me` a service principal's userName is its application id, a UUID, by which its CLI tells it too.
+
+    An entry of `ServicePrincipals` has it as applicationId and no userName.
+    """
     name = str(me.get("userName") or me.get("applicationId") or "")
     groups = frozenset(str(group.get("display") or "") for group in me.get("groups") or []) - {""}
     return Principal(name, bool(me.get("applicationId") or APPLICATION_ID.fullmatch(name)), groups)
 
 
 def held(access_control_list: Sequence[Json], principal: Principal, order: Sequence[str]) -> tuple[str, str]:
-    """The highest level that we hold and the group it comes by (empty = directly, which wins a tie)."""
+    """The highest level that is held and the group it comes by (empty = directly, which wins a tie)."""
     own_name = "service_principal_name" if principal.is_service_principal else "user_name"
     groups = principal.groups | {EVERYBODY}
     best, by_group = -1, ""
@@ -276,7 +376,7 @@ def clusters_of(settings: Json) -> Iterator[Json]:
 
 
 def held_texts(standings: Sequence[Standing]) -> list[str]:
-    """How many objects of a kind we hold which level on, and how."""
+    """On how many objects of a kind which level is held, and how."""
     counts = Counter(
         (one.needed.object_type, one.level, f"by group {one.group}" if one.group else "directly")
         for one in standings

@@ -93,15 +93,20 @@ MODEL = AzureService(
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who Databricks takes us for: a service principal (`name` is its application id) or a user, and the groups."""
+    """Whom Databricks knows: a service principal (`name` is its application id) or a user, and the groups."""
 
     name: str
     is_service_principal: bool
     groups: frozenset[str] = frozenset()
 
+    @property
+    def short(self) -> str:
+        """Without the groups."""
+        return f"{'service principal' if self.is_service_principal else 'user'} {self.name}"
+
     def __str__(self) -> str:
         groups = f" (groups: {', '.join(sorted(self.groups))})" if self.groups else ""
-        return f"{'service principal' if self.is_service_principal else 'user'} {self.name}{groups}"
+        return f"{self.short}{groups}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +193,16 @@ def databricks_sign_in(settings: Settings) -> str:
     return hint + service_principal_command(settings.azure_client_id or "<application id of the identity>")
 
 
-def service_principal_command(application_id: str) -> str:
-    """The command that makes a service principal known to a workspace."""
+def service_principal_command(application_id: str, *, host: str = "") -> str:
+    """The command that makes a service principal known to a workspace; `host` names it where there are several."""
     client = shlex.quote(application_id)
-    return f"databricks service-principals create --application-id {client} --display-name failure-agent --active"
+    command = f"databricks service-principals create --application-id {client} --display-name failure-agent --active"
+    return "\n".join([*choice_of_workspace(host), command])
+
+
+def choice_of_workspace(host: str) -> list[str]:
+    """The line that has the Databricks CLI talk to `host`; none where it is empty."""
+    return [f"export DATABRICKS_HOST={shlex.quote(host)}"] if host else []
 
 
 def databricks_unreachable(settings: Settings) -> str:
@@ -206,7 +217,7 @@ def permission_commands(principal: Principal, missing: Sequence[Grant], *, host:
 
     `host` names the workspace where there are several.
     """
-    lines = [f"export DATABRICKS_HOST={shlex.quote(host)}"] if host else []
+    lines = choice_of_workspace(host)
     for object_type in dict.fromkeys(grant.object_type for grant in missing):
         grants = [grant for grant in missing if grant.object_type == object_type]
         for grant in grants[:COMMANDS_IN_FULL]:

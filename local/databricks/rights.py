@@ -1,18 +1,22 @@
-"""Who is asking and what they may do: the answers to SCIM "Me" and to reads of permissions.
+"""Who is asking and what they may do: the answers to SCIM "Me" and "ServicePrincipals" and to reads of permissions.
 
 Unless told otherwise everybody is one user, who may manage every job and pool and use every policy, with the token
 ``read-only`` only view jobs. ``POST /_standin/rights`` sets, as far as given: ``me`` (the answer to "Me"),
-``permissions`` (access control lists by object, such as ``jobs/101``), ``shown_to``.
+``service_principals`` (all that the workspace knows, at first none), ``permissions`` (access control lists by object,
+such as ``jobs/101``), ``shown_to``. Whoever is in the group ``admins`` manages everything; others are shown the ids
+of service principals alone (of users that is documented, of service principals assumed).
 
 ``shown_to`` is who may read permissions. By default ``managers``: no documentation says who may, the server that the
 Databricks CLI is tested with answers 403 for a job to whoever does not manage it. ``all`` shows them to everybody.
 A job with a list that does not name the asker is hidden: left out of jobs/list, 403 for jobs/get.
 
-Left out: nested groups, inheritance, setting permissions, permissions for anything but reading jobs.
+Left out: filters but ``applicationId eq "ID"``, pages of service principals, nested groups, inheritance, setting
+permissions, permissions for anything but reading jobs.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from local.databricks.job_settings import Json
 from local.databricks.workspace import RequestRefusedError, Workspace
 
+ADMINS = "admins"
 MANAGING = {"CAN_MANAGE", "IS_OWNER"}
 
 
@@ -29,6 +34,7 @@ class _RightsBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     me: Json | None = None
+    service_principals: list[Json] | None = None
     permissions: dict[str, list[Json]] | None = None
     shown_to: Literal["managers", "all"] | None = None
 
@@ -49,6 +55,7 @@ class Rights:
 
     workspace: Workspace
     me: Json = field(default_factory=_default_me)
+    service_principals: list[Json] = field(default_factory=list)
     permissions: dict[str, list[Json]] = field(default_factory=dict)
     shown_to: Literal["managers", "all"] = "managers"
 
@@ -56,6 +63,7 @@ class Rights:
         """All routes; ``api`` is the pattern of the path up to the version."""
         return [
             web.get(f"{api}/preview/scim/v2/Me", self.get_me),
+            web.get(f"{api}/preview/scim/v2/ServicePrincipals", self.list_service_principals),
             web.get(f"{api}/permissions/{{type}}/{{id}}", self.get_permissions),
             web.post("/_standin/rights", self.set_rights),
         ]
@@ -63,6 +71,19 @@ class Rights:
     async def get_me(self, _request: web.Request) -> web.Response:
         """GET preview/scim/v2/Me."""
         return web.json_response(self.me, headers={"X-Databricks-Org-Id": self.workspace.workspace_id})
+
+    async def list_service_principals(self, request: web.Request) -> web.Response:
+        """GET preview/scim/v2/ServicePrincipals. One that nothing matches leaves ``Resources`` out."""
+        text = request.query.get("filter", "")
+        wanted = re.fullmatch(r'applicationId eq "([^"]+)"', text)
+        if text and not wanted:
+            raise RequestRefusedError(400, "INVALID_PARAMETER_VALUE", f"The stand-in does not know the filter {text}")
+        found = [one for one in self.service_principals if not wanted or one.get("applicationId") == wanted[1]]
+        start = int(request.query.get("startIndex", "1"))
+        shown = found if ADMINS in self._names() else [{"id": one.get("id")} for one in found]
+        page = shown if start == 1 else []
+        head = {"totalResults": len(found), "startIndex": start, "itemsPerPage": len(page)}
+        return web.json_response(head | ({"Resources": page} if page else {}))
 
     async def get_permissions(self, request: web.Request) -> web.Response:
         """GET permissions/TYPE/ID."""
@@ -85,6 +106,8 @@ class Rights:
         except ValidationError as error:
             return web.json_response({"error": f"The rights are not valid, nothing was set: {error}"}, status=400)
         self.me = wanted.me or self.me
+        if wanted.service_principals is not None:
+            self.service_principals = wanted.service_principals
         self.permissions.update(wanted.permissions or {})
         self.shown_to = wanted.shown_to or self.shown_to
         return web.json_response({"permissions": len(self.permissions)})
@@ -113,12 +136,18 @@ class Rights:
         admins = [{"permission_level": "CAN_MANAGE", "inherited": True}]
         return [
             {"user_name": self.me["userName"], "all_permissions": own},
-            {"group_name": "admins", "all_permissions": admins},
+            {"group_name": ADMINS, "all_permissions": admins},
         ]
+
+    def _names(self) -> set[str]:
+        """What a list may call the asker: the name, or a group."""
+        return {self.me["userName"], *(group["display"] for group in self.me.get("groups", []))}
 
     def _levels(self, entries: list[Json]) -> set[str]:
         """What the asker has by a list, directly or by a group."""
-        names = {self.me["userName"], *(group["display"] for group in self.me.get("groups", []))}
+        names = self._names()
+        if ADMINS in names:
+            return {"CAN_MANAGE"}
         keys = ("user_name", "service_principal_name", "group_name")
         return {
             str(permission["permission_level"])

@@ -19,7 +19,7 @@ from local.databricks.server import create_databricks_app
 from local.http_standin import EffectLog, running
 from shared import bootstrap
 from shared.bootstrap import Connection
-from shared.databricks_rights import MissingRightsError
+from shared.databricks_rights import MissingRightsError, UnknownIdentityError
 from shared.errors import (
     AgentError,
     ConfigurationError,
@@ -107,6 +107,14 @@ def test_missing_rights_are_fixed_by_granting_them() -> None:
     principal = Principal(APPLICATION_ID, is_service_principal=True)
     error = MissingRightsError("missing", principal=principal, missing=(Grant("jobs", "7", "CAN_VIEW"),), host="")
     assert fix_of(error, connection(error)).startswith("databricks permissions update jobs 7 --json ")
+
+
+def test_an_identity_that_the_workspace_does_not_know_is_fixed_by_making_it_known() -> None:
+    error = UnknownIdentityError("missing", application_id=APPLICATION_ID, host="https://adb-1.2.azuredatabricks.net")
+    assert fix_of(error, connection(error)).splitlines() == [
+        "export DATABRICKS_HOST=https://adb-1.2.azuredatabricks.net",
+        f"databricks service-principals create --application-id {APPLICATION_ID} --display-name failure-agent --active",
+    ]
 
 
 def test_what_works_needs_nothing() -> None:

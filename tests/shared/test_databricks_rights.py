@@ -1,10 +1,11 @@
-"""What our identity may do: asked of the stand-in workspace over a socket."""
+"""What the app's identity may do: asked of the stand-in workspace over a socket."""
 
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from azure.core.credentials import AccessToken
 from databricks.sdk import WorkspaceClient
 from databricks.sdk.errors import PermissionDenied
 from databricks.sdk.service.jobs import JobPermissionLevel
@@ -13,7 +14,16 @@ from hypothesis import strategies as st
 
 from local.databricks.server import create_databricks_app
 from shared.databricks_api import WorkspaceApi
-from shared.databricks_rights import LEVELS, NEEDED_ON_JOB, SAMPLE, MissingRightsError, check_rights, held, principal_of
+from shared.databricks_rights import (
+    LEVELS,
+    NEEDED_ON_JOB,
+    SAMPLE,
+    MissingRightsError,
+    UnknownIdentityError,
+    check_rights,
+    held,
+    principal_of,
+)
 from shared.domain import Json
 from shared.errors import TransientError
 from shared.role_commands import Grant, Principal
@@ -55,7 +65,14 @@ def as_service_principal(service: Service, *, shown_to: str = "all", **permissio
 def check(service: Service, progress: list[str] | None = None, **settings: Any) -> str:
     told: list[str] = [] if progress is None else progress
     found = settings_for(service.url, **settings)
-    return check_rights(WorkspaceApi(service.url, found, None, service.clock), found, told.append)
+    return check_rights(WorkspaceApi(service.url, found, SignedIn(), service.clock), found, told.append)
+
+
+class SignedIn:
+    """The Entra credential of whoever is signed in; the workspace knows who that is."""
+
+    def get_token(self, *_scopes: str, **_options: object) -> AccessToken:
+        return AccessToken("token", 2**40)
 
 
 def missing(service: Service, **settings: Any) -> tuple[Grant, ...]:
@@ -220,6 +237,130 @@ def test_a_workspace_that_does_not_answer_is_an_error(service: Service) -> None:
         check(service, default_mode="retry")
 
 
+# --- At a desk: a person looks, and the app's identity is judged
+
+ADMIN = {"userName": "admin@example.com", "groups": [{"display": "admins"}]}
+IN_WORKSPACE = {"id": "7002", "applicationId": APPLICATION_ID, "groups": [{"display": "operators"}]}
+AT_A_DESK: dict[str, Any] = {"databricks_token": "", "azure_client_id": APPLICATION_ID}
+
+
+def at_a_desk(service: Service, identity: Json | None, me: Json = ADMIN, **permissions: list[Json]) -> None:
+    """A person looks; `identity` is the app's, as the workspace shows it, beside another that is none of its business.
+
+    `job_1=[…]` is the list of jobs/1.
+    """
+    other = {"id": "7003", "applicationId": "another", "groups": [{"display": "admins"}]}
+    known = [other, identity] if identity else [other]
+    named = {name.replace("job_", "jobs/"): entries for name, entries in permissions.items()}
+    service.control("rights", {"me": me, "service_principals": known, "permissions": named})
+
+
+def test_at_a_desk_the_identity_is_judged_and_not_the_admin_who_looks(service: Service) -> None:
+    load_jobs(service, 1, 2, 3)
+    at_a_desk(
+        service,
+        IN_WORKSPACE,
+        job_1=[entry("CAN_VIEW")],
+        job_2=[entry("CAN_MANAGE_RUN", group="operators")],
+        job_3=[entry("CAN_MANAGE_RUN"), entry("CAN_MANAGE", group="admins")],
+    )
+    with pytest.raises(MissingRightsError) as caught:
+        check(service, default_mode="retry", **AT_A_DESK)
+    text = str(caught.value)
+    assert text.startswith(
+        f"service principal {APPLICATION_ID} (groups: operators), as user admin@example.com sees it;"
+    )
+    assert "looked at all jobs that user admin@example.com sees;" in text
+    assert "CAN_MANAGE_RUN on 1 job (by group operators); CAN_MANAGE_RUN on 1 job (directly)" in text
+    assert caught.value.principal.name == APPLICATION_ID
+    assert caught.value.missing == (Grant("jobs", "1", "CAN_MANAGE_RUN"),)
+
+
+def test_an_admin_sees_that_nothing_is_missing(service: Service) -> None:
+    load_jobs(service, 1)
+    at_a_desk(service, IN_WORKSPACE, job_1=[entry("CAN_MANAGE_RUN")])
+    assert check(service, default_mode="retry", **AT_A_DESK).endswith("CAN_MANAGE_RUN on 1 job (directly)")
+
+
+@pytest.mark.parametrize("hosts", [(), ("https://adb-1.2.azuredatabricks.net",)])
+def test_an_identity_that_the_workspace_does_not_know_is_missing(service: Service, hosts: tuple[str, ...]) -> None:
+    at_a_desk(service, None)
+    with pytest.raises(UnknownIdentityError, match=f"no service principal {APPLICATION_ID}.*as user admin@") as caught:
+        check(service, **AT_A_DESK, databricks_host=(service.url, *hosts))
+    assert caught.value.application_id == APPLICATION_ID
+    assert caught.value.host == (service.url if hosts else "")
+
+
+def test_an_identity_that_is_admin_is_told_and_by_whom_it_was_seen(service: Service) -> None:
+    at_a_desk(service, IN_WORKSPACE | {"groups": [{"display": "admins"}]})
+    text = check(service, **AT_A_DESK)
+    assert "(groups: admins), as user admin@example.com sees it; admin of the workspace" in text
+
+
+@pytest.mark.parametrize("me", [SERVICE_PRINCIPAL, SERVICE_PRINCIPAL | {"userName": APPLICATION_ID.upper()}])
+def test_in_azure_the_identity_itself_looks(service: Service, me: Json) -> None:
+    load_jobs(service, 1)
+    as_service_principal(service, job_1=[entry("CAN_VIEW", group="operators")])
+    service.control("rights", {"me": me})
+    assert "sees it" not in check(service, **AT_A_DESK)
+    assert service.calls("GET /api/2.0/preview/scim/v2/ServicePrincipals") == 0
+
+
+@pytest.mark.parametrize("sign_in", [{"databricks_token": "token"}, {"azure_client_id": ""}])
+def test_whoever_signs_in_by_other_means_is_judged_as_such(service: Service, sign_in: dict[str, str]) -> None:
+    at_a_desk(service, IN_WORKSPACE)
+    assert check(service, **AT_A_DESK | sign_in).startswith("user admin@example.com (groups: admins); admin of")
+
+
+def test_jobs_that_are_kept_from_the_identity_are_told_and_are_no_failure(service: Service) -> None:
+    cluster = {"job_cluster_key": "main", "new_cluster": {"policy_id": "P1", "num_workers": 1}}
+    load_jobs(service, 1, 2)
+    load_jobs(service, 3, tags={"failure-agent": "full"}, job_clusters=[cluster])
+    others = [entry("CAN_MANAGE", group="others")]
+    at_a_desk(service, IN_WORKSPACE, job_1=[entry("CAN_MANAGE_RUN")], job_2=others, job_3=others)
+    text = check(service, default_mode="retry", **AT_A_DESK)
+    assert "(without 2 that it may not view, so leaves alone: " in text
+    assert "missing" not in text
+
+
+def test_an_identity_that_may_view_no_job_at_all_lacks_its_rights(service: Service) -> None:
+    load_jobs(service, 1)
+    at_a_desk(service, IN_WORKSPACE, job_1=[])
+    assert missing(service, **AT_A_DESK) == (Grant("jobs", "1", "CAN_VIEW"),)
+
+
+def test_a_named_job_that_the_identity_may_not_view_lacks_its_right(service: Service) -> None:
+    load_jobs(service, 1, 2)
+    at_a_desk(service, IN_WORKSPACE, job_1=[entry("CAN_VIEW")], job_2=[])
+    assert missing(service, job_ids=("1", "2"), **AT_A_DESK) == (Grant("jobs", "2", "CAN_VIEW"),)
+
+
+@pytest.mark.parametrize("refused", ["GET /api/2.0/permissions/jobs/1", "GET /api/2.2/jobs/get"])
+def test_what_the_person_may_not_see_is_unknown(service: Service, refused: str) -> None:
+    load_jobs(service, 1)
+    at_a_desk(service, IN_WORKSPACE, job_1=[])
+    service.set_fault(refused, "error", status=403, body={"error_code": "PERMISSION_DENIED", "message": "no"})
+    text = check(service, job_ids=("1",), **AT_A_DESK)
+    assert "cannot be read (403): whether it has CAN_VIEW on 1 job (1)" in text
+
+
+def test_who_is_not_shown_the_groups_of_the_identity_cannot_judge_it(service: Service) -> None:
+    at_a_desk(service, IN_WORKSPACE, {"userName": "somebody@example.com"})
+    text = check(service, **AT_A_DESK)
+    assert text.startswith(
+        f"cannot be read: user somebody@example.com is not shown the groups of service principal {APPLICATION_ID}"
+    )
+
+
+def test_who_may_not_look_the_identity_up_is_told_who_may(service: Service) -> None:
+    at_a_desk(service, IN_WORKSPACE)
+    denied = {"error_code": "PERMISSION_DENIED", "message": "no"}
+    service.set_fault("GET /api/2.0/preview/scim/v2/ServicePrincipals", "error", status=403, body=denied)
+    text = check(service, **AT_A_DESK)
+    assert text.startswith("cannot be read: user admin@example.com may not look up service principal")
+    assert "an admin of the workspace may" in text
+
+
 @pytest.mark.parametrize(
     ("me", "principal"),
     [
@@ -283,3 +424,11 @@ def test_the_stand_in_answers_the_official_client(service: Service) -> None:
         client.jobs.get(2)
     with pytest.raises(PermissionDenied, match="does not have Manage permissions"):
         client.jobs.get_permissions("2")
+
+
+def test_the_stand_in_answers_the_official_client_about_service_principals(service: Service) -> None:
+    client = WorkspaceClient(host=service.url, token="token")
+    at_a_desk(service, IN_WORKSPACE)
+    (found,) = client.service_principals.list(filter=f'applicationId eq "{APPLICATION_ID}"')
+    assert (found.application_id, [group.display for group in found.groups or []]) == (APPLICATION_ID, ["operators"])
+    assert list(client.service_principals.list(filter='applicationId eq "nobody"')) == []

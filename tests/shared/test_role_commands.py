@@ -231,6 +231,14 @@ def test_of_several_workspaces_the_right_one_is_named() -> None:
     assert script.splitlines()[0] == "export DATABRICKS_HOST=https://adb-1.2.azuredatabricks.net"
 
 
+def test_the_identity_is_made_known_to_the_right_workspace() -> None:
+    script = role_commands.service_principal_command(CLIENT_ID, host="https://adb-1.2.azuredatabricks.net")
+    assert script.splitlines() == [
+        "export DATABRICKS_HOST=https://adb-1.2.azuredatabricks.net",
+        f"databricks service-principals create --application-id {CLIENT_ID} --display-name failure-agent --active",
+    ]
+
+
 @given(name=st.text(min_size=1), object_id=st.text(min_size=1))
 def test_no_name_can_break_out_of_its_command(name: str, object_id: str) -> None:
     script = role_commands.permission_commands(Principal(name, False), [Grant("jobs", object_id, "CAN_VIEW")])

@@ -22,8 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one pass; the exit code."""
     asked = parse(arguments)
     make_importable()
-    from shared import bootstrap
-    from shared.errors import AgentError, ConfigurationError, NotAuthorisedError, TransientError
+    try:
+        from shared import bootstrap
+        from shared.errors import AgentError, ConfigurationError, NotAuthorisedError, TransientError
+        from shared.settings import load_settings  # noqa: F401 - the first that needs an installed package
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"{error}. Install the packages first: pip install -r requirements.txt\n")
+        return SETTINGS
 
     os.environ.update(asked.setting)
     if asked.secret_scope:

@@ -13,5 +13,5 @@ blueprint = func.Blueprint()
 @blueprint.route(route="health", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
 def health(req: func.HttpRequest) -> func.HttpResponse:
     report = bootstrap.health()
-    body = json.dumps(report, default=str)
+    body = json.dumps(report)
     return func.HttpResponse(body, status_code=200 if report["ok"] else 503, mimetype="application/json")

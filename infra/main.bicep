@@ -31,6 +31,21 @@ param defaultMode string = 'observe'
 @allowed([1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30])
 param findFailuresMinutes int = 5
 
+@description('Ids of the only jobs it looks after, separated by commas; empty = all that its identity may see.')
+param jobIds string = ''
+
+@description('Retries per failure, at most.')
+@minValue(0)
+@maxValue(10)
+param maxRetryAttempts int = 3
+
+@description('Domains, separated by commas, in which an address that stands on a job may be mailed; empty = none.')
+param allowedRecipientDomains string = ''
+
+@description('When the model is asked: never, only where the rules are not sure, or always.')
+@allowed(['never', 'unsure', 'always'])
+param aiMode string = 'unsure'
+
 @description('Further app settings, name to text, such as { "MAX_WORKERS": "16" }: see docs/settings.md. What this file sets itself wins.')
 param extraAppSettings object = {}
 
@@ -366,6 +381,12 @@ var secretSettings = {
   DATABRICKS_CLIENT_ID: databricksClientId
   DATABRICKS_CLIENT_SECRET: hasClientSecret ? '@Microsoft.KeyVault(VaultName=${keyVaultName};SecretName=databricks-client-secret)' : ''
 }
+var choiceSettings = {
+  JOB_IDS: jobIds
+  MAX_RETRY_ATTEMPTS: string(maxRetryAttempts)
+  ALLOWED_RECIPIENT_DOMAINS: allowedRecipientDomains
+  AI_MODE: aiMode
+}
 var ownSettings = {
   AZURE_CLIENT_ID: identity.outputs.clientId
   DATABRICKS_HOST: databricksHost
@@ -396,7 +417,7 @@ module app 'modules/functionApp.bicep' = {
     maximumInstanceCount: maximumInstanceCount
     instanceMemoryMB: instanceMemoryMB
     integrationSubnetId: integrationSubnetId
-    agentSettings: union(extraAppSettings, modelSettings, secretSettings, ownSettings)
+    agentSettings: union(extraAppSettings, choiceSettings, modelSettings, secretSettings, ownSettings)
   }
   dependsOn: [roles, privateEndpoints] // the app starts with its rights and its network in place
 }

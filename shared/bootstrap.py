@@ -289,7 +289,8 @@ def connections(settings: "Settings", progress: "Callable[[str], object]") -> "I
 
     def tables() -> str:
         settings.require(("tables_endpoint", "tables_connection_string"))
-        return "paused" if history(settings).read_pause().paused else "not paused"
+        pause = history(settings).read_pause()
+        return f"paused by {pause.by or 'somebody'}: {pause.why or 'no reason given'}" if pause.paused else "not paused"
 
     def email() -> str:
         settings.require(("acs_endpoint",), ("sender_email",), ("escalation_emails",))
@@ -366,5 +367,5 @@ def health() -> dict[str, object]:
         "mode": str(parts.settings.default_mode),
         "dry_run": parts.settings.dry_run,
         "workspaces": len(audits),
-        "audited_at": min((audit.at for audit in audits if audit), default=None) if all(audits) else None,
+        "audited_at": min(audit.at.isoformat() for audit in audits if audit) if all(audits) else None,
     }

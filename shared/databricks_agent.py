@@ -35,6 +35,7 @@ from shared.monitoring import InlineQueues, Summary, summarise, unread_report
 from shared.ports import ActionQueues, DecisionHistory, EmailSender, JobRuns
 from shared.retrying import Retrying
 from shared.settings import Settings
+from shared.triage.redaction import redact
 
 if TYPE_CHECKING:
     from shared.azure_openai_client import AzureOpenAIClient
@@ -196,7 +197,7 @@ class DatabricksAgent:
             try:
                 steps.mailing.send_digest(workspace, even_if_not_due=True)
             except AgentError as error:
-                logger.warning("digest could not be sent", extra={"workspace": workspace, "reason": str(error)})
+                logger.warning("digest could not be sent", extra={"workspace": workspace, "reason": redact(str(error))})
 
     # ── fine-tuning ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -259,6 +260,6 @@ def handle(steps: Steps, workspace: str, run_id: int, queues: InlineQueues) -> s
             else:
                 steps.mailing.send_email(EmailMessage.parse(body))
     except AgentError as error:
-        logger.warning("run left open", extra={"run_id": run_id, "reason": str(error)})
+        logger.warning("run left open", extra={"run_id": run_id, "reason": redact(str(error))})
         return str(error)
     return ""

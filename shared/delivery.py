@@ -35,6 +35,7 @@ from shared.messages import (
 )
 from shared.ports import ActionQueues, DecisionHistory, OutgoingMessage
 from shared.settings import Settings
+from shared.triage.redaction import redact
 
 logger = telemetry.logger(__name__)
 
@@ -230,5 +231,6 @@ class MessageDelivery:
                 at=self._now(),
             )
         except AgentError as problem:
-            logger.error("refusal not recorded", extra={"reason": type(problem).__name__, "refusal": str(error)})  # noqa: TRY400 - its text alone
+            refusal = redact(str(error))
+            logger.error("refusal not recorded", extra={"reason": type(problem).__name__, "refusal": refusal})  # noqa: TRY400 - its text alone
         logger.error("message refused", extra={"reason": type(error).__name__})

@@ -89,7 +89,7 @@ class EmailNotifier:
         try:
             self.check()
         except AgentError as error:
-            logger.warning("e-mail connection test failed", extra={"reason": str(error)})
+            logger.warning("e-mail connection test failed", extra={"reason": redact(str(error))})
             return False
         return True
 

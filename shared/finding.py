@@ -7,8 +7,9 @@ from datetime import datetime, timedelta
 from shared import deadline, detection, telemetry
 from shared.admission import Admission
 from shared.domain import RunState, RunSummary
-from shared.errors import AgentError, ConflictError, PermanentError, RunNotFoundError
+from shared.errors import AgentError, ConflictError, PermanentError, RunNotFoundError, TransientError
 from shared.incidents import Incidents, Parts
+from shared.triage.redaction import redact
 
 logger = telemetry.logger(__name__)
 
@@ -47,7 +48,7 @@ class Finding:
             except ConflictError:
                 logger.info("another tick was faster", extra={"workspace": workspace})
             except AgentError as error:
-                logger.warning("tick failed", extra={"workspace": workspace, "reason": str(error)})
+                logger.warning("tick failed", extra={"workspace": workspace, "reason": redact(str(error))})
                 problem = error
         if problem:
             raise problem
@@ -120,7 +121,7 @@ class Finding:
     def _states(self, workspace: str, run_ids: Iterable[int]) -> tuple[list[RunState], list[int]]:
         """The runs as they are, and which may not be read or are gone: these do not hold up the others.
 
-        Those for which no time is left are in neither.
+        Those for which no time is left, or which Databricks cannot show just now, are in neither.
         """
         states = []
         unread = []
@@ -133,6 +134,11 @@ class Finding:
                 unread.append(run_id)
                 logger.warning(
                     "run cannot be read",
+                    extra={"workspace": workspace, "run_id": run_id, "reason": type(error).__name__},
+                )
+            except TransientError as error:
+                logger.warning(
+                    "run not read in this tick",
                     extra={"workspace": workspace, "run_id": run_id, "reason": type(error).__name__},
                 )
         return states, unread

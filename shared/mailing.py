@@ -25,6 +25,7 @@ from shared.mail_groups import MailBook, MailLimits, OpenDigest
 from shared.messages import EmailMessage
 from shared.settings import Settings
 from shared.triage.changes import place_and_name
+from shared.triage.redaction import redact
 
 logger = telemetry.logger(__name__)
 
@@ -333,7 +334,7 @@ def log_given_up(lease: Lease, error: PermanentError) -> None:
             "workspace": lease.workspace,
             "run_id": lease.run_id,
             "job_id": lease.job_id,
-            "reason": str(error),
+            "reason": redact(str(error)),
         },
     )
 

@@ -21,6 +21,10 @@ KEPT_ON_YOUR_MACHINE = frozenset({"SERVICE_BUS_CONNECTION", "TABLES_CONNECTION_S
 """Settings with a key, of which each has an alternative without one."""
 
 NOBODY_SIGNED_IN = "# nobody signed in yet? az login"
+PERSON_HERE = (
+    '--assignee-object-id "$(az ad signed-in-user show --query id --output tsv)" --assignee-principal-type User'
+)
+FOR_THE_APP = "# the app's own identity, if it lacks them too (infra/ assigns them)"
 
 SECRET_NAME = re.compile(r"_(KEY|TOKEN|SECRET)$")
 
@@ -119,23 +123,23 @@ class Grant:
 
 
 def role_assignments(service: AzureService, settings: Settings) -> str:
-    """The commands that give the identity its roles, one a line; where a key is used instead: that the key is wrong."""
+    """The commands that give the roles, one a line; where a key is used instead: that the key is wrong.
+
+    To whoever is signed in here, as whom the connection was tried, and, where AZURE_CLIENT_ID names it, to the app.
+    """
     if getattr(settings, service.key):
         name = environment_name(service.key)
         return f"{name} is refused: copy it again, or leave it out to sign in with the identity"
     scope = scope_of(service, getattr(settings, service.endpoint))
-    commands = [
-        f'az role assignment create --role "{role.name}" {assignee(settings)} --scope {scope}' for role in service.roles
-    ]
-    hint = [] if settings.azure_client_id else [NOBODY_SIGNED_IN]
-    return "\n".join([*hint, *commands])
-
-
-def assignee(settings: Settings) -> str:
-    """The identity of AZURE_CLIENT_ID; without it a credential of Azure's SDK is whoever is signed in here."""
+    lines = [NOBODY_SIGNED_IN, *assignments(service, PERSON_HERE, scope)]
     if settings.azure_client_id:
-        return f"--assignee {shlex.quote(settings.azure_client_id)}"
-    return '--assignee-object-id "$(az ad signed-in-user show --query id --output tsv)" --assignee-principal-type User'
+        app = f"--assignee {shlex.quote(settings.azure_client_id)}"
+        lines += [FOR_THE_APP, *assignments(service, app, scope)]
+    return "\n".join(lines)
+
+
+def assignments(service: AzureService, assignee: str, scope: str) -> list[str]:
+    return [f'az role assignment create --role "{role.name}" {assignee} --scope {scope}' for role in service.roles]
 
 
 def scope_of(service: AzureService, endpoint: str) -> str:
@@ -163,7 +167,7 @@ def where_to_set(names: Sequence[str]) -> str:
     """How to set what is missing or wrong: in Azure, and on this machine. A name may be alternatives joined by `or`."""
     values = " ".join(f"{name}={placeholder(name)}" for name in map(for_azure, names))
     return (
-        "# in Azure\n"
+        "# in Azure: a parameter of infra/; or at once, until the next azd provision\n"
         'az functionapp config appsettings set --name "$(azd env get-value FUNCTION_APP_NAME)"'
         f' --resource-group "$(azd env get-value AZURE_RESOURCE_GROUP)" --settings {values}\n'
         f"# on this machine: {', '.join(names)}, in .env (python -m agent) or local.settings.json, Values (func)"

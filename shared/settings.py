@@ -36,7 +36,9 @@ class Settings(BaseSettings):
     azure_openai_max_retries: int = Field(1, ge=0, le=5, description="How often the SDK repeats a call by itself.")
     ai_tokens_per_day: int = Field(1_000_000, ge=0, description="Then rules decide alone until midnight UTC.")
     ai_window_minutes: float = Field(60, gt=0, description="The model is asked once per cause and window.")
-    ai_mode: Literal["always", "unsure", "never"] = Field("unsure", description="When the model is asked.")
+    ai_mode: Literal["always", "unsure", "never"] = Field(
+        "unsure", description="When the model is asked: always, unsure (the rules are not sure) or never."
+    )
 
     # E-mail
     acs_endpoint: str = Field("", description="Azure Communication Services endpoint.")

@@ -3,7 +3,6 @@
 The cases' labels never reach what is being measured: `Case.shown` holds only what an engine may see.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -126,22 +125,6 @@ class Report:
     decided_without_model: float
     median_ms: float
     tokens_median: float
-
-
-def read_cases(text: str) -> list[Case]:
-    """The cases of a JSON Lines text. Raises ConfigurationError with the number of the line that is wrong."""
-    cases = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigurationError(f"line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ConfigurationError(f"line {number} must be a JSON object")
-        cases.append(Case.from_json(row))
-    return cases
 
 
 def report(outcomes: Sequence[Outcome]) -> Report:

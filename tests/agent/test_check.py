@@ -195,7 +195,9 @@ def test_each_connection_names_the_roles_of_its_own_service(monkeypatch: pytest.
     ):
         monkeypatch.setenv(name, value)
     found = {one.name: one.where_refused for one in bootstrap.connections(bootstrap.current_settings(), str)}
-    roles = {name: re.findall(r'--role "([^"]+)"', text) for name, text in found.items()}
+    whole = {name: re.findall(r'--role "([^"]+)"', text) for name, text in found.items()}
+    assert all(names == names[: len(names) // 2] * 2 for names in whole.values()), "for you here, and for the app"
+    roles = {name: names[: len(names) // 2] for name, names in whole.items()}
     assert roles == {
         "Databricks": [],
         "Service Bus": ["Azure Service Bus Data Sender", "Azure Service Bus Data Receiver"],

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -161,9 +160,9 @@ def test_settings_that_do_not_go_together_are_named_before_the_first_step(enviro
         bootstrap.services()
 
 
-@pytest.mark.parametrize(("audited", "told"), [(("ws1", "ws2"), NOW), (("ws1",), None)])
+@pytest.mark.parametrize(("audited", "told"), [(("ws1", "ws2"), NOW.isoformat()), (("ws1",), None)])
 def test_health_tells_since_when_every_workspace_is_audited_and_names_none(
-    environment: pytest.MonkeyPatch, audited: tuple[str, ...], told: datetime | None
+    environment: pytest.MonkeyPatch, audited: tuple[str, ...], told: str | None
 ) -> None:
     history = InMemoryDecisionHistory()
     runs = FakeJobRuns(workspaces=("ws1", "ws2"))
@@ -172,7 +171,7 @@ def test_health_tells_since_when_every_workspace_is_audited_and_names_none(
     parts = replace(bootstrap.services(), runs=runs, history=history, auditing=auditing)  # type: ignore[arg-type]
     environment.setattr(bootstrap, "services", lambda: parts)
 
-    report = bootstrap.health()
+    report = json.loads(json.dumps(bootstrap.health()))
 
     assert report == {
         "ok": True,

@@ -19,7 +19,7 @@ from tests.infra.bicep import ROOT, Tree, all_files, decorators, read
 
 MAIN = read("main.bicep")
 APP = read("modules/functionApp.bicep")
-SETTINGS_IN_MAIN = ("modelSettings", "secretSettings", "ownSettings")
+SETTINGS_IN_MAIN = ("choiceSettings", "modelSettings", "secretSettings", "ownSettings")
 HOST_SETTINGS = {
     "AzureWebJobsStorage__blobServiceUri": "host storage, by identity",
     "AzureWebJobsStorage__credential": "… which is a managed identity",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from shared import deadline
 from shared.detection import first_scan, plan_tick, window_start
 from shared.domain import RunState, RunSummary
+from shared.errors import TransientError
 from tests.builders import NOW, build_run_state, build_run_summary, build_scan_state
 from tests.fakes import FakeClock, FakeJobRuns
 from tests.world import build_world
@@ -279,6 +280,23 @@ def test_more_failures_than_one_tick_can_read_are_found_over_several(monkeypatch
 
     assert found == [120, 120, 60, 0]
     assert {i.run_id for i in world.history.open_incidents("ws1")} == set(range(1, 301))
+
+
+def test_a_run_that_cannot_be_read_just_now_does_not_hold_up_the_others_and_is_not_lost() -> None:
+    runs, clock = workspace_of(0)
+    world = build_world(runs=runs, clock=clock)
+    world.agent.find_failures()
+    clock.advance(minutes=5)
+    for n in range(1, 6):
+        runs.put_state(build_run_state(run_id=n, job_id=n, start_time=clock(), end_time=clock()))
+    runs.faults.before["read_state"] = [None, TransientError("503")]
+
+    found = [world.agent.find_failures()]
+    clock.advance(minutes=5)
+    found.append(world.agent.find_failures())
+
+    assert found == [4, 1]
+    assert {i.run_id for i in world.history.open_incidents("ws1")} == {1, 2, 3, 4, 5}
 
 
 def test_active_runs_of_other_jobs_cost_nothing() -> None:

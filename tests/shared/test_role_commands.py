@@ -98,7 +98,10 @@ def test_each_role_of_a_service_is_assigned_on_the_resource_of_its_endpoint(serv
     roles, scope = EXPECTED[service.what]
     script = role_commands.role_assignments(service, settings_with(azure_client_id=CLIENT_ID))
     start = ["role", "assignment", "create", "--role"]
-    assert calls_of(script) == [[*start, role, "--assignee", CLIENT_ID, "--scope", scope] for role in roles]
+    calls = calls_of(script)
+    assert calls[len(roles) :] == [[*start, role, "--assignee", CLIENT_ID, "--scope", scope] for role in roles]
+    assert [call[4] for call in calls[: len(roles)]] == list(roles), "whoever runs the check is not the app"
+    assert all(call[5] == "--assignee-object-id" and call[-1] == scope for call in calls[: len(roles)])
 
 
 def test_without_a_client_id_the_person_who_is_signed_in_gets_the_role() -> None:

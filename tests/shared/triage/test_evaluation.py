@@ -17,7 +17,6 @@ from shared.triage.evaluation import (
     label_figures,
     macro_f1,
     mcnemar,
-    read_cases,
     report,
 )
 
@@ -132,9 +131,9 @@ def test_mcnemar_refuses_other_cases() -> None:
         mcnemar([outcome(RETRY, RETRY, name="a")], [outcome(RETRY, RETRY, name="b")])
 
 
-def test_cases_are_read_from_json_lines_with_further_fields() -> None:
+def test_a_case_is_read_with_further_fields() -> None:
     row = {"id": "x", "error_text": "boom", "label": "SKIP", "accept": ["RETRY"], "rationale": "r", "area": "dbt"}
-    (read,) = read_cases(json.dumps(row) + "\n\n")
+    read = Case.from_json(row)
     assert read.right == {SKIP, RETRY}
     assert (read.area, read.termination_code) == ("dbt", None)
     assert read.shown.error == "boom"
@@ -149,15 +148,13 @@ def test_an_engine_never_sees_label_id_or_area() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "line 1 is not JSON"),
-        ("[]", "line 1 must be a JSON object"),
         ('{"id": "x", "error_text": ""}', "case x"),
         ('{"id": "x", "error_text": "", "label": "MAYBE"}', "MAYBE"),
     ],
 )
-def test_bad_case_files_are_named(text: str, message: str) -> None:
+def test_bad_cases_are_named(text: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        read_cases(text)
+        Case.from_json(json.loads(text))
 
 
 _DECISIONS = st.sampled_from(list(DecisionKind))

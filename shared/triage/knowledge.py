@@ -52,6 +52,7 @@ class Effect(StrEnum):
     LATE_INPUT = "late_input"
     CHANGE_TRIED = "change_tried"
     SOMEBODY_INVOLVED = "somebody_involved"
+    NOT_DONE = "not_done"
 
 
 class Reading:

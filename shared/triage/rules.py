@@ -72,6 +72,7 @@ def diagnose(symptoms: Symptoms, evidence: Evidence) -> Diagnosis:
     }
     readings = {where: Reading(read, knowledge.vocabulary(where)) for where, read in texts.items()}
     findings = sorted(_findings(symptoms, evidence, readings), key=lambda finding: finding.rank, reverse=True)
+    findings = _without_denied(findings, readings[Where.STATUS])
     best = _with_change_for_place(findings[0], symptoms, text)
     decided, sentence, deciding = _under(best, _circumstances(readings[Where.STATUS], _effects_on(best)))
     rules = dict.fromkeys((best.rule, *deciding, *(finding.rule for finding in findings[1:])))
@@ -159,6 +160,20 @@ def _goes_on_to_fail(match: Match, reading: Reading, evidence: Evidence) -> bool
     return any(not _ECHO_OF_CANCEL.search(line) for line in following)
 
 
+def _without_denied(findings: list[Finding], status: Reading) -> list[Finding]:
+    """The findings, without those at the top that others speak against.
+
+    A cancelled state is an effect where the text names the limit that ended the run. And where it says that nobody
+    has done the work again, what reads like it was about something else.
+    """
+    denied: set[Category] = set()
+    if any(finding.verdict.category is Category.TIMEOUT and finding.rank[0] == _DECISIVE for finding in findings):
+        denied.add(Category.CANCELLED)
+    if findings[0].verdict.category is Category.SUPERSEDED and _circumstances(status, frozenset({Effect.NOT_DONE})):
+        denied.add(Category.SUPERSEDED)
+    return [finding for finding in findings if finding.verdict.category not in denied]
+
+
 _LOW_LEVEL = re.compile(r"(?:^|[\s\[|])(?:WARN(?:ING)?|INFO|DEBUG)(?=[\s\]|:,]|$)")
 
 
@@ -241,6 +256,7 @@ _SERVERLESS = re.compile(
     r"(?:^|[\s(\[,:=])serverless(?=$|[\s)\],;:.])(?! (?:sql )?warehouse)", re.IGNORECASE | re.MULTILINE
 )
 _DRIVER_FAILED = frozenset({"DRIVER_ERROR"})
+_MEMORY_OF_NODES = frozenset({ChangeKind.DRIVER_MEMORY_UP, ChangeKind.WORKER_MEMORY_UP})
 
 
 def _with_change_for_place(best: Finding, symptoms: Symptoms, text: str) -> Finding:
@@ -259,7 +275,7 @@ def _with_change_for_place(best: Finding, symptoms: Symptoms, text: str) -> Find
         and not _TASK_OF_EXECUTOR.search(text)
     ):
         kind = ChangeKind.DRIVER_MEMORY_UP
-    if kind is ChangeKind.DRIVER_MEMORY_UP and _SERVERLESS.search(text):
+    if kind in _MEMORY_OF_NODES and _SERVERLESS.search(text):
         kind = ChangeKind.SERVERLESS_MEMORY_UP
     if kind is first.kind:
         return best
@@ -343,7 +359,7 @@ _INSTRUCTION = re.compile(
     r"<\|?/?(?:system|im_start|im_end|instructions?)\|?>"
     r"|\b(?:(?:ignore|disregard|forget|override) (?:all |any |the |your )?(?:\w+ )?"
     r"(?:previous|prior|above|earlier|instructions|rules)\b"
-    r"|(?:SYSTEM|ASSISTANT|DEVELOPER)(?: prompt| message| override| note)?: "
+    r"|(?<!the )(?:SYSTEM|ASSISTANT|DEVELOPER)(?: prompt| message| override| note)?: "
     r"|you are (?:now )?(?:the|an?) [\w -]{0,40}\b(?:agent|assistant|model|bot|triage|classifier)\b"
     r"|(?:note|message|notice|hint|instructions?|attention|info)\b[ :]{1,2}(?:to|for) (?:the |any |all )?(?:\w+ )?"
     r"(?:automation|automations|agents?|ai|assistants?|triage|bots?|llm|responder|classifier|robots?)\b"
@@ -355,7 +371,7 @@ _INSTRUCTION = re.compile(
     r"|(?:reply|answer|respond|return|output|choose|say|decide|write|pick)\b(?: only| just)?(?: with| as| for)?"
     r"[: ]{1,2}[\"'`]?"
     r"(?-i:RETRY|RETRY_WITH_PARAMS|ESCALATE(?:_EMAIL)?|SKIP)\b"
-    r"|(?:always|just|simply|kindly|automatically) (?:retry|repair|skip|escalate|rerun|re-run)\b"
+    r"|(?<!will )(?<!then )(?:always|just|simply|kindly|automatically) (?:retry|repair|skip|escalate|rerun|re-run)\b"
     r"|(?:do not|don't|never|no need to) (?:repair|escalate|page|alert|skip|e-?mail|notify|wake)\b"
     r"|(?:rerun|retry|repair|restart) with (?:[\w:.]+_up|availability_on_demand|more_|other_|spark_conf|param)\w*"
     r"|(?:automation|ai|triage|bot|agent)s? (?:notice|note|message|hint|instructions?|agents?|override)\b"
@@ -397,10 +413,18 @@ _ABOUT_DATA = re.compile(
 )
 
 
+_ANOTHER_TIME = re.compile(
+    r"\b(?:fine|ok|okay|stable|quiet|no (?:problems?|issues?|failures?)|never again) since\b"
+    r"|\b(?:old|earlier|previous|past|unrelated|closed) (?:incident|ticket|post-?mortem|outage)\b",
+    re.IGNORECASE,
+)
+"""A line about a failure of the past."""
+
+
 def without_planted_words(text: str) -> str:
     """The text without what its author could not mean as an error: quoted values of data fields, rows of printed
-    tables, and everything that addresses whoever reads it (the quoted string it stands in, or the rest of its line).
-    An error never tells its reader what to decide.
+    tables, lines about failures of the past, and everything that addresses whoever reads it (the quoted string it
+    stands in, or the rest of its line). An error never tells its reader what to decide.
     """
     if '"' in text or "'" in text:
         text = _VALUE_OF_LINES.sub(r'\1…"', text)
@@ -413,6 +437,8 @@ def without_planted_words(text: str) -> str:
         text = _PAYLOAD.sub(r"\1{…}", text)
     if "|" in text:
         text = _TABLE_ROW.sub("…", text)
+    if _ANOTHER_TIME.search(text):
+        text = "\n".join(line for line in text.split("\n") if not _ANOTHER_TIME.search(line))
     if not _INSTRUCTION.search(text):
         return text
     return "\n".join(_without_instruction(line) for line in text.split("\n"))

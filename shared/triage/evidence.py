@@ -420,7 +420,7 @@ def _excerpt(lines: list[str], ranks: list[int]) -> str:
 # --- what the lines say ----------------------------------------------------------------------------------------------
 
 _EXCEPTION_LINE = re.compile(
-    r"(?:Exception in thread \"[^\"]{1,100}\" |Caused by: |: |E {1,8}|Error: |Suppressed: )?"
+    r"(?:Exception in thread \"[^\"]{1,100}\" |Caused by: |: |E {1,8}|Error: )?"
     r"((?:[A-Za-z_][\w$]{0,60}\.){0,12}[A-Z_][\w$]{0,90})(?::\s|:?$)"
 )
 _STAGE_FAILURE = re.compile(r"most recent failure: ?Lost task .{1,300}?\): |\(executor [^)]{1,80}\): ")

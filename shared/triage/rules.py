@@ -174,7 +174,7 @@ def _without_denied(findings: list[Finding], status: Reading) -> list[Finding]:
     return [finding for finding in findings if finding.verdict.category not in denied]
 
 
-_LOW_LEVEL = re.compile(r"(?:^|[\s\[|])(?:WARN(?:ING)?|INFO|DEBUG)(?=[\s\]|:,]|$)")
+_LOW_LEVEL = re.compile(r"^\s*Suppressed:|(?:^|[\s\[|])(?:WARN(?:ING)?|INFO|DEBUG)(?=[\s\]|:,]|$)")
 
 
 def _of_termination(symptoms: Symptoms) -> Iterator[Finding]:
@@ -485,7 +485,21 @@ def _status_text(symptoms: Symptoms) -> str:
     if _INSTRUCTION.search(text):
         lines = [_QUOTED_INSTRUCTION.sub("", line) for line in lines]
         lines = [line for line in lines if not _INSTRUCTION.search(line)]
-    return "\n".join(_status_part(line) for line in lines if not line.startswith(_OWN_WORDS))
+    comments = frozenset() if "-- " not in text else frozenset(_sql_comments(lines))
+    said = (line for line in lines if not line.startswith(_OWN_WORDS) and line not in comments)
+    return "\n".join(_status_part(line) for line in said)
+
+
+_SQL = re.compile(
+    r"\s{0,40}(?:select|insert|merge|from|where|with|update|delete|create|join|left|group|order|union|set|and)\b", re.I
+)
+
+
+def _sql_comments(lines: list[str]) -> Iterator[str]:
+    """Lines `-- …` beside a line of SQL; elsewhere people begin their notes like that."""
+    for before, line, after in zip(["", *lines], lines, [*lines[1:], ""], strict=False):
+        if line.startswith("-- ") and (_SQL.match(before) or _SQL.match(after)):
+            yield line
 
 
 _OF_CODE = re.compile(
@@ -503,7 +517,7 @@ def _sentences(status: str) -> str:
     return "\n".join(sentence[:LONGEST_SENTENCE] for sentence in _SENTENCE_END.sub("\n", status).split("\n"))
 
 
-_OWN_WORDS = ("-- ", "\tat ", "    at ", '  File "', "print", "stdout", "echo ", ">>> ", "|")
+_OWN_WORDS = ("\tat ", "    at ", '  File "', "print", "stdout", "echo ", ">>> ", "|")
 """How lines begin that a stack trace or the job itself wrote."""
 
 

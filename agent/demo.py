@@ -12,8 +12,8 @@ from rich.table import Table
 
 from agent.local_run import ExpectedRun, Observer, RunRow, duplicates, expected_runs, refused
 from agent.output import ExitCode, messages, print_json, print_table, reported_errors
-from agent.start import FOLDER, launch
-from local.stack import ROOT, Stack, StackError
+from agent.start import FOLDER, end_on_sigterm, launch
+from local.stack import ROOT, Stack
 from shared.errors import TransientError
 
 SCENARIO = ROOT / "local" / "scenarios" / "demo.json"
@@ -29,6 +29,7 @@ def demo(
 
     Exit code 0 only if every run reached its expected end, and nothing was done twice.
     """
+    end_on_sigterm()
     expected = expected_runs(scenario)
     stack = Stack(FOLDER, base_port=0, scenario=scenario)
     with reported_errors(as_json=as_json):
@@ -40,8 +41,6 @@ def demo(
             seconds = round(time.monotonic() - began, 1)
             effects = observer.effects()
             mails = observer.mails()
-        except StackError as error:
-            raise TransientError(str(error)) from error
         finally:
             stack.stop()
     twice = duplicates(effects)

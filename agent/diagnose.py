@@ -15,6 +15,9 @@ from shared.errors import ConfigurationError
 
 MAX_BYTES = 20_000_000
 
+BLANK = "\ufeff\0 \t\r\n"
+"""What an empty file may still hold: a byte-order mark, padding, line ends."""
+
 
 def diagnose(
     file: Annotated[
@@ -31,6 +34,9 @@ def diagnose(
     """
     with reported_errors(as_json=as_json):
         text = read_text(file)
+        if not (text.strip(BLANK) or termination_code):
+            source = "standard input" if file is None or str(file) == "-" else file
+            raise ConfigurationError(f"{source} is empty: give an error text, as a file or piped in")
         context = {
             "termination_code": termination_code,
             "termination_type": termination_type,

@@ -78,7 +78,11 @@ def evaluate(
     ai_mode: Annotated[AiMode, typer.Option(help="When the model is asked; needs AZURE_OPENAI_ENDPOINT.")] = "never",
     compare: Annotated[
         tuple[Strategy, Strategy] | None,
-        typer.Option(help="Two of: rules, codes (the text is not read), default (always escalate), model (always)."),
+        typer.Option(
+            metavar="FIRST SECOND",
+            help="Two of: rules, codes (the text is not read), default (always escalate), model (always asked); "
+            "for example: --compare rules codes.",
+        ),
     ] = None,
     at_least: Annotated[
         float | None, typer.Option(min=0, max=1, help="Exit code 1 where the accuracy is below this share.")
@@ -89,7 +93,7 @@ def evaluate(
 
     A line holds error_text, termination_code, termination_type, task_type (all that an engine sees), and label, accept
     (labels that are right too) and change (the word of the change that matters most). Other fields are passed over; a
-    line without a label is decided but not measured.
+    line without a label is decided but not measured. `examples/cases.jsonl` shows the form.
 
     accuracy: share of cases decided as label or accept · strict accuracy: as label · macro-F1: mean over the labels ·
     wasted_retries: share of cases retried where neither label nor accept is a retry · harmful: number of cases retried

@@ -12,11 +12,19 @@ from rich.table import Table
 
 from agent.output import messages, print_json, print_table, reported_errors
 from shared import bootstrap
-from shared.domain import Mode
+from shared.domain import DecisionKind, Mode
+from shared.email_notifier import one_line
 from shared.errors import ConfigurationError
-from shared.monitoring import Summary
+from shared.monitoring import RunReport, Summary
 
 UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+NOBODY = "nobody: ESCALATION_EMAILS is not set"
+
+CHANGES_NOTE = (
+    "Changes of a job's own settings are made by the function app, which puts them back. A pass like this one suggests "
+    "them by mail."
+)
 
 
 def monitor(
@@ -67,16 +75,41 @@ def show(summary: Summary, window: str, *, dry_run: bool) -> None:
     if not summary["runs"]:
         messages.print(f"No run failed in the last {window}.")
         return
-    table = Table("Run", "Job", "Cause", "Decision" if not dry_run else "Would decide", "Outcome")
+    table = Table(
+        "Run", "Job", "Cause", "Would decide" if dry_run else "Decision", "Why", "Plan" if dry_run else "Outcome"
+    )
     for run in summary["runs"]:
         changes = f" ({', '.join(run['changes'])})" if run["changes"] else ""
         recommended = "" if run["recommended"] == run["decision"] else f"\nrecommended: {run['recommended']}{changes}"
-        outcome = "" if dry_run else run["outcome"]
         table.add_row(
             str(run["run_id"]),
-            escape(run["job"]),
-            escape(run["cause"][:70]),
+            escape(one_line(run["job"])),
+            escape(one_line(run["cause"])[:70]),
             f"{run['decision']}{recommended}",
-            outcome,
+            escape(f"{one_line(run['reason'])}\n{', '.join(main_rules(run))}"),
+            escape(plan_of(run)) if dry_run else run["outcome"],
         )
     print_table(table)
+    if dry_run and any(run["setting_changes"] for run in summary["runs"]):
+        messages.print(CHANGES_NOTE)
+
+
+def main_rules(run: RunReport) -> list[str]:
+    """The strongest rule of the diagnosis, and every one of the policy; `--json` has all that fired."""
+    return [rule for number, rule in enumerate(run["rules"]) if number == 0 or rule.startswith("policy.")]
+
+
+def plan_of(run: RunReport) -> str:
+    """What would be done about the run, and who would be told."""
+    decision = DecisionKind(run["decision"])
+    if decision is DecisionKind.SKIP:
+        return "nothing"
+    told = ", ".join(run["recipients"])
+    if not run["mode"]:
+        return "none: nothing is known of the run"
+    if decision is DecisionKind.ESCALATE_EMAIL:
+        return f"mail to {told}" if told else f"mail to {NOBODY}"
+    retry = "\n".join(["repair the run", *map(one_line, run["setting_changes"])])
+    if Mode(run["mode"]).carries_out(decision):
+        return retry
+    return f"mode {run['mode']}: suggest by mail to {told or NOBODY}:\n{retry}"

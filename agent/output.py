@@ -12,13 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from shared.errors import (
-    AgentError,
-    ConfigurationError,
-    NotAuthorisedError,
-    StoreNotAuthorisedError,
-    TransientError,
-)
+from shared.checking import Failure, failure_of
+from shared.errors import AgentError
 
 WIDTH_WHERE_NOBODY_LOOKS = 150
 """Columns of a table that goes to a file or a pipe; a terminal is asked for its own width."""
@@ -46,11 +41,16 @@ def print_table(table: Table) -> None:
     results.print(table)
 
 
+EXIT_CODES: Mapping[Failure, ExitCode] = {
+    Failure.REFUSED: ExitCode.USAGE_OR_SETTINGS,
+    Failure.UNREACHABLE: ExitCode.UNREACHABLE,
+    Failure.UNEXPECTED: ExitCode.EXPECTATION_FAILED,
+}
+
+
 def exit_code_of(error: AgentError) -> ExitCode:
     """Settings and rights are the caller's to mend (2); a service that does not answer is not (3)."""
-    if isinstance(error, ConfigurationError | NotAuthorisedError | StoreNotAuthorisedError):
-        return ExitCode.USAGE_OR_SETTINGS
-    return ExitCode.UNREACHABLE if isinstance(error, TransientError) else ExitCode.EXPECTATION_FAILED
+    return EXIT_CODES[failure_of(error)]
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def reported_errors(*, as_json: bool) -> Iterator[None]:
             print_json({"error": str(error), "kind": type(error).__name__})
         else:
             messages.print(f"[red]{type(error).__name__}[/red]: ", end="")
-            messages.print(str(error), markup=False, highlight=False)
+            messages.print(str(error), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(code) from error
 
 

@@ -1,6 +1,7 @@
 """`agent start`: the local stack, kept running."""
 
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Annotated
 import typer
 
 from agent.local_run import Observer, expected_runs
-from agent.output import ExitCode, messages, print_json
-from local.stack import ROOT, Stack, StackError
-from shared.errors import TransientError
+from agent.output import messages, print_json, reported_errors
+from local.stack import ROOT, OccupiedError, Stack, StackError
+from shared.errors import ConfigurationError, TransientError
 
 FOLDER = ROOT / ".local"
 
@@ -35,35 +36,46 @@ def start(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     stack = Stack(FOLDER, base_port=base_port, scenario=scenario)
-    try:
-        launch(stack, stopped)
-        if stopped.is_set():
-            return
-        ready = {"ready": True, "stack": str(FOLDER / "stack.json"), "host": stack.url("host")}
-        if as_json:
-            print_json(ready)
-        else:
-            messages.print(
-                f"Ready. Addresses and settings: {ready['stack']} · logs: {FOLDER / 'logs'} · Ctrl-C ends it."
-            )
-        if until_idle:
-            wait_until_idle(stack, scenario, stopped)
-        else:
-            stopped.wait()
-    except StackError as error:
-        messages.print(str(error), markup=False)
-        raise typer.Exit(ExitCode.UNREACHABLE) from error
-    finally:
-        stack.stop()
+    with reported_errors(as_json=as_json):
+        try:
+            launch(stack, stopped)
+            if stopped.is_set():
+                return
+            ready = {"ready": True, "stack": str(FOLDER / "stack.json"), "host": stack.url("host")}
+            if as_json:
+                print_json(ready)
+            else:
+                messages.print(
+                    f"Ready. Addresses and settings: {ready['stack']} · logs: {FOLDER / 'logs'} · Ctrl-C ends it."
+                )
+            if until_idle:
+                wait_until_idle(stack, scenario, stopped)
+            else:
+                stopped.wait()
+        finally:
+            stack.stop()
+
+
+def end_on_sigterm() -> None:
+    """Make SIGTERM end this process as Ctrl-C does: the parts, processes of their own, are stopped before it goes."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def launch(stack: Stack, stopped: threading.Event | None = None) -> None:
-    """Start all parts, saying which one is being waited for."""
-    with messages.status("Starting …") as status:
-        for name in stack.start():
-            status.update(f"Starting {name.replace('_', ' ')} …")
-            if stopped and stopped.is_set():
-                return
+    """Start all parts, saying which one is being waited for.
+
+    Raises ConfigurationError where the folder or a port is in use, TransientError where a part does not start.
+    """
+    try:
+        with messages.status("Starting …") as status:
+            for name in stack.start():
+                status.update(f"Starting {name.replace('_', ' ')} …")
+                if stopped and stopped.is_set():
+                    return
+    except OccupiedError as error:
+        raise ConfigurationError(str(error)) from error
+    except StackError as error:
+        raise TransientError(str(error)) from error
 
 
 def wait_until_idle(stack: Stack, scenario: Path | None, stopped: threading.Event) -> None:

@@ -21,8 +21,8 @@ from rich.table import Table
 
 from agent.local_run import ExpectedRun, Observer, RunRow, duplicates, read_json, refused, settings_of
 from agent.output import ExitCode, messages, print_json, print_table, reported_errors
-from agent.start import FOLDER, launch
-from local.stack import QUEUES, Stack, StackError
+from agent.start import FOLDER, end_on_sigterm, launch
+from local.stack import QUEUES, Stack
 from shared import bootstrap
 from shared.domain import Lease, LeaseState
 from shared.errors import TransientError
@@ -112,13 +112,12 @@ def storm(
 
     Exit code 0 only if nothing was, every incident came to its end, and every changed job was put back.
     """
+    end_on_sigterm()
     with reported_errors(as_json=as_json):
         stack = Stack(FOLDER, base_port=0, queues=short_locks(FOLDER / "queues.json"), settings=SETTINGS)
         try:
             launch(stack)
             figures = Storm(stack).play(failures, kills, Random(seed))  # noqa: S311 - it mixes failures, no secrets
-        except StackError as error:
-            raise TransientError(str(error)) from error
         finally:
             stack.stop()
     if as_json:

@@ -5,8 +5,8 @@ message lives one hour at most and duplicates are remembered for five minutes at
 Azure and on the stand-in.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,13 @@ def duration(seconds: int) -> str:
     return f"PT{seconds // 60}M" if seconds % 60 == 0 else f"PT{seconds}S"
 
 
-if __name__ == "__main__":
-    target = Path(sys.argv[1])
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m local.emulator", description="Write the emulator's Config.json.")
+    parser.add_argument("file", type=Path, help="where to write it; folders are made")
+    target: Path = parser.parse_args().file
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(emulator_configuration(json.loads(QUEUES.read_text())), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ runs the real app. What a stand-in held in memory is gone when it is restarted: 
 (the history sends again what is overdue), a restarted Databricks plays its scenario from the start.
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -45,6 +46,10 @@ ESCALATION_ADDRESS = "data-platform@example.com"
 
 class StackError(Exception):
     """A part did not start; the message names its log."""
+
+
+class OccupiedError(StackError):
+    """The folder or a port is in use by another; nothing was started, and nothing in the folder was touched."""
 
 
 @dataclass(slots=True)
@@ -156,6 +161,7 @@ class Stack:
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
         self._parts = {part.name: part for part in self._make_parts()}
+        self._lock: IO[str] | None = None
         self.restarts = 0
 
     @property
@@ -170,7 +176,13 @@ class Stack:
         return f"http://{HOST}:{self.ports[name]}"
 
     def start(self) -> Iterator[str]:
-        """Start the parts one after the other, yielding each one's name before it is waited for."""
+        """Start the parts one after the other, yielding each one's name before it is waited for.
+
+        Raises OccupiedError where another stack runs in the folder or a port is taken, StackError where a part does not
+        start.
+        """
+        self._lock = take_folder(self.folder)
+        refuse_taken_ports(self.ports)
         self._clean()
         for name in START_ORDER:
             yield name
@@ -186,6 +198,8 @@ class Stack:
             self._watcher.join(timeout=2)
         for name in reversed(START_ORDER):
             stop_process(self._parts[name])
+        if self._lock:
+            self._lock.close()
 
     def _make_parts(self) -> list[Part]:
         python = sys.executable
@@ -265,6 +279,39 @@ class Stack:
 
     def _address(self, name: str) -> str:
         return f"sb://localhost:{self.ports[name]}" if name == "service_bus" else self.url(name)
+
+
+def take_folder(folder: Path) -> IO[str]:
+    """Take the folder for this process until the file is closed; raises OccupiedError where another one has it.
+
+    The kernel frees the lock of a process that is gone, however it ended. The file names the owner for people.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "stack.lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with lock:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+        raise OccupiedError(
+            f"A local stack runs in {folder} already (process {owner}): use that one, its addresses are in "
+            f"{folder / 'stack.json'}, or end it first with Ctrl-C or 'kill {owner}'."
+        ) from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
+
+
+def refuse_taken_ports(ports: Mapping[str, int]) -> None:
+    """Raise OccupiedError naming every port on which another program listens."""
+    if taken := [f"{port} ({name.replace('_', ' ')})" for name, port in ports.items() if accepts(port)]:
+        raise OccupiedError(
+            f"Another program listens on {'port' if len(taken) == 1 else 'ports'} {', '.join(taken)}, perhaps a local "
+            f"stack of another folder: end it, or start with '--base-port 0' on free ports. "
+            f"'lsof -i :{taken[0].partition(' ')[0]}' tells which program it is."
+        )
 
 
 def wait_until_ready(part: Part) -> None:

@@ -8,12 +8,10 @@ from shared.domain import Decision, DecisionKind, FailureId, Incident, IncidentS
 from shared.error_decision_engine import ErrorDecisionEngine
 from shared.errors import ConflictError, OutcomeUnknownError, PermanentError, RunNotFoundError
 from shared.incidents import UNREAD, Incidents, Parts
+from shared.learning import PATIENCE
 from shared.messages import FailedRunMessage
 from shared.triage import changes
 from shared.triage.policy import carry_out, mode_of, recipients_of
-
-PATIENCE = 3
-"""So many times a message waits for a rate-limited model before the rules decide alone."""
 
 
 class Deciding:

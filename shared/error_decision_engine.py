@@ -38,9 +38,6 @@ logger = telemetry.logger(__name__)
 PROMPT_CHARACTERS = 12_000
 """What a question to the model costs besides the excerpt: the prompt, the schema and the answer, in characters."""
 
-ASK_AGAIN_SECONDS = 30.0
-"""So long a failure waits for the answer about another one of the same cause."""
-
 REDACTED = "[redacted:"
 """How a replaced secret begins in an excerpt."""
 
@@ -211,12 +208,16 @@ class ErrorDecisionEngine:
         *,
         may_wait: bool,
     ) -> Diagnosis | None:
-        """The model's answer about the cause, for which it is asked once in a window; None where there is none."""
+        """The model's answer about the cause, for which it is asked once in a window; None where there is none.
+
+        Where a question fails, the rules decide alone until it is time to ask again.
+        """
         mark = fingerprint(evidence)
         known = learning.begin_question(workspace, mark)
         if known is None:
             if may_wait:
-                raise ThrottledError("the model is just being asked about it", retry_after_seconds=ASK_AGAIN_SECONDS)
+                problem = "the model is just being asked about the same cause"
+                raise ThrottledError(problem, retry_after_seconds=learning.wait_seconds)
             return None
         if learning.was_asked(known):
             return weigh(known.answer, known) if known.answer else None
@@ -239,7 +240,8 @@ class ErrorDecisionEngine:
                 error, PermanentError | ConfigurationError
             ):  # refused; a question that ran out of time may have been paid for
                 learning.return_tokens(characters)
-            answer = None
+            learning.note_failed_question(workspace, mark)
+            return None
         learning.keep_answer(workspace, mark, answer)
         return weigh(answer, known) if answer else None
 

@@ -13,6 +13,10 @@ from shared.triage.experience import Experience
 
 TRIES = 8
 SLACK_SECONDS = 15
+
+PATIENCE = 3
+"""So many times a message waits for the model before the rules decide alone."""
+
 CHARACTERS_PER_TOKEN = 3
 """Low on purpose (English prose has about four): the cap is not to be passed."""
 
@@ -22,6 +26,9 @@ class Learning:
 
     A question is begun before the model is asked and ended after, so that two workers with failures of one cause ask
     once. One that was begun and not ended in the time that an answer can take is free again.
+
+    `wait_seconds`: so long a message waits for the answer to a question that somebody else has in hand, before it looks
+    again. `PATIENCE` such waits outlast the longest question, which ends with its invocation at the latest.
     """
 
     def __init__(
@@ -29,9 +36,11 @@ class Learning:
     ) -> None:
         self._history = history
         self._window = timedelta(minutes=settings.ai_window_minutes)
-        self._longest_question = timedelta(
-            seconds=settings.azure_openai_timeout_seconds * (1 + settings.azure_openai_max_retries) + SLACK_SECONDS
-        )
+        self._first_rest_seconds = settings.defer_base_seconds
+        self._longest_rest = min(timedelta(seconds=settings.defer_cap_seconds), self._window)
+        all_tries = settings.azure_openai_timeout_seconds * (1 + settings.azure_openai_max_retries)
+        self._longest_question = timedelta(seconds=min(all_tries, settings.invocation_seconds) + SLACK_SECONDS)
+        self.wait_seconds = self._longest_question.total_seconds() / PATIENCE
         self._tokens_per_day = settings.ai_tokens_per_day
         self._now = now
         self._guid = guid
@@ -40,8 +49,17 @@ class Learning:
         return self._history.read_experience(workspace, fingerprint)
 
     def was_asked(self, known: Experience) -> bool:
-        """Whether the model was asked about this cause within the window, so that its answer is used again."""
-        return known.was_asked_within(self._window, self._now())
+        """Whether the model was asked about this cause so recently that it is not asked again.
+
+        An answer, a void one too, stands for the window; a question that failed only for a wait that doubles.
+        """
+        return known.was_asked_within(self._rest_after(known.failed_questions), self._now())
+
+    def _rest_after(self, failed_questions: int) -> timedelta:
+        if not failed_questions:
+            return self._window
+        doubled = timedelta(seconds=self._first_rest_seconds * 2 ** (min(failed_questions, 20) - 1))
+        return min(doubled, self._longest_rest)
 
     def begin_question(self, workspace: str, fingerprint: str) -> Experience | None:
         """Take the question about the cause; what is known of it then. None where somebody else has it in hand.
@@ -67,8 +85,12 @@ class Learning:
         self._change(workspace, fingerprint, lambda known: replace(known, asking_until=None))
 
     def keep_answer(self, workspace: str, fingerprint: str, answer: Diagnosis | None) -> None:
-        """End the question: the answer, or that there was none, stands for the window."""
+        """End the question: the answer, or that it was void, stands for the window."""
         self._change(workspace, fingerprint, lambda known: experience.note_answer(known, answer, self._now()))
+
+    def note_failed_question(self, workspace: str, fingerprint: str) -> None:
+        """End the question, which the model did not answer: it is asked again after a while, by one asker."""
+        self._change(workspace, fingerprint, lambda known: experience.note_failed_question(known, self._now()))
 
     def note_result(self, workspace: str, key: str, decision: Decision, *, worked: bool) -> None:
         """Keep how the retry of that name went."""
@@ -80,7 +102,11 @@ class Learning:
         )
 
     def reserve_tokens(self, characters: int) -> bool:
-        """Book the tokens of a question of that length before it is asked; False where the cap would be passed."""
+        """Book the tokens of a question of that length before it is asked; False where the cap would be passed.
+
+        A question without an answer keeps its tokens booked, on purpose: the service may have counted them, and the cap
+        is not to be passed. Only what was refused is taken back (`return_tokens`).
+        """
         return self._book(characters // CHARACTERS_PER_TOKEN + 1)
 
     def return_tokens(self, characters: int) -> None:

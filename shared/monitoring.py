@@ -7,6 +7,7 @@ from typing import TypedDict
 
 from shared.domain import Category, DecisionKind, Incident, IncidentState, RunSummary
 from shared.ports import OutgoingMessage
+from shared.triage.changes import described
 
 
 class Action(TypedDict):
@@ -25,7 +26,11 @@ class Actions(TypedDict):
 
 
 class RunReport(TypedDict):
-    """What was decided about one failed run, and what became of it."""
+    """What was decided about one failed run, and what became of it.
+
+    `setting_changes` are the changes settled, one line each, and `mode` the job's. `recipients` are told of it; of a
+    retry that is made nobody is. In a dry run both say what would be.
+    """
 
     run_id: int
     job_id: int | None
@@ -35,9 +40,12 @@ class RunReport(TypedDict):
     decision: str
     recommended: str
     changes: list[str]
+    setting_changes: list[str]
     rules: list[str]
     fingerprint: str
     reason: str
+    mode: str
+    recipients: list[str]
     outcome: str
 
 
@@ -80,9 +88,7 @@ def summarise(
     runs: dict[str, list[int]] = {name: [] for name in Actions.__annotations__}
     reports = []
     for incident in incidents:
-        if report := report_of(incident):
-            if dry_run:
-                report["outcome"] = "open"  # nothing was done about it
+        if report := report_of(incident, dry_run=dry_run):
             reports.append(report)
             runs[action_of(incident, dry_run=dry_run)].append(incident.run_id)
     actions = {
@@ -115,7 +121,16 @@ def action_of(incident: Incident, *, dry_run: bool) -> str:
             return "escalated"
 
 
-def report_of(incident: Incident) -> RunReport | None:
+def is_mailed(incident: Incident, *, dry_run: bool) -> bool:
+    """Whether people are told of the incident; in a dry run, whether they would be."""
+    decision = incident.decision
+    assert decision is not None
+    if not dry_run:
+        return action_of(incident, dry_run=False) == "escalated"
+    return decision.decision is DecisionKind.ESCALATE_EMAIL or not incident.mode.carries_out(decision.decision)
+
+
+def report_of(incident: Incident, *, dry_run: bool) -> RunReport | None:
     """One run of the summary; None where nothing was decided (yet)."""
     decision = incident.decision
     if decision is None:
@@ -129,10 +144,13 @@ def report_of(incident: Incident) -> RunReport | None:
         decision=str(decision.decision),
         recommended=str(decision.recommended),
         changes=[change.word for change in decision.changes],
+        setting_changes=[described(change) for change in decision.setting_changes],
         rules=list(decision.rules),
         fingerprint=decision.fingerprint,
         reason=decision.reason,
-        outcome=outcome_of(incident),
+        mode=str(incident.mode),
+        recipients=list(incident.recipients) if is_mailed(incident, dry_run=dry_run) else [],
+        outcome="open" if dry_run else outcome_of(incident),  # in a dry run nothing was done about it
     )
 
 
@@ -147,8 +165,11 @@ def unread_report(run: RunSummary, why: str) -> RunReport:
         decision=str(DecisionKind.ESCALATE_EMAIL),
         recommended=str(DecisionKind.ESCALATE_EMAIL),
         changes=[],
+        setting_changes=[],
         rules=["policy.unread"],
         fingerprint="",
         reason=f"Nothing could be decided: {why}",
+        mode="",
+        recipients=[],
         outcome="open",
     )

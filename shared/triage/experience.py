@@ -33,7 +33,8 @@ class Experience:
     """All that is known of one fingerprint in one workspace.
 
     `answer` is the model's latest, None where it was void. `counted` names the latest retries that are in `fixes`.
-    `asking_until`: somebody is asking the model now; later than that, whoever did so has died.
+    `asking_until`: somebody is asking the model now; later than that, whoever did so has died. `failed_questions`: so
+    many in a row, up to the latest, had no answer, because the model could not be reached or refused.
     """
 
     workspace: str
@@ -42,6 +43,7 @@ class Experience:
     answer: Diagnosis | None = None
     asked_at: datetime | None = None
     asking_until: datetime | None = None
+    failed_questions: int = 0
     counted: tuple[str, ...] = ()
     write_guid: str = ""
     etag: str = ""
@@ -66,7 +68,11 @@ class TokenMeter:
 
 
 def note_answer(known: Experience, answer: Diagnosis | None, now: datetime) -> Experience:
-    return replace(known, answer=answer, asked_at=now, asking_until=None)
+    return replace(known, answer=answer, asked_at=now, asking_until=None, failed_questions=0)
+
+
+def note_failed_question(known: Experience, now: datetime) -> Experience:
+    return replace(known, answer=None, asked_at=now, asking_until=None, failed_questions=known.failed_questions + 1)
 
 
 def note_result(

@@ -495,10 +495,13 @@ _SQL = re.compile(
 )
 
 
+_DESCRIBES = re.compile(r"-- (?:description|comment|purpose|title|author|usage|about|doc)\b", re.IGNORECASE)
+
+
 def _sql_comments(lines: list[str]) -> Iterator[str]:
-    """Lines `-- …` beside a line of SQL; elsewhere people begin their notes like that."""
+    """Lines `-- …` that describe a query or stand beside its lines; elsewhere people begin their notes like that."""
     for before, line, after in zip(["", *lines], lines, [*lines[1:], ""], strict=False):
-        if line.startswith("-- ") and (_SQL.match(before) or _SQL.match(after)):
+        if line.startswith("-- ") and (_SQL.match(before) or _SQL.match(after) or _DESCRIBES.match(line)):
             yield line
 
 

@@ -14,8 +14,12 @@ from agent.cli import app
 from agent.evaluate import always_escalate, answers_of, percentile, read_lines
 from local.azure_openai import create_openai_app, parse_scenario
 from local.http_standin import EffectLog, running
+from local.stack import ROOT
+from shared.domain import DecisionKind
 from shared.error_decision_engine import Analysis
 from shared.settings import Settings, environment_name
+
+EXAMPLES = ROOT / "examples" / "cases.jsonl"
 
 REPORT_KEYS = {
     "cases",
@@ -104,6 +108,23 @@ def test_figures_are_those_of_the_decisions(cases: Path) -> None:
     assert (report["wasted_retries"], report["harmful"]) == (0.0, 0)
     assert report["change_agreement"] is None
     assert report["tokens_median"] == 0
+
+
+def test_the_help_shows_how_two_strategies_are_named() -> None:
+    result = CliRunner().invoke(app, ["evaluate", "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+
+    assert "FIRST SECOND" in result.output
+    assert "--compare rules codes" in " ".join(result.output.split())
+
+
+def test_the_cases_in_the_repository_have_every_decision_and_are_decided_right() -> None:
+    lines = read_lines(EXAMPLES)
+    report = evaluate_json(EXAMPLES)
+
+    assert {line.case.label for line in lines if line.case} == set(DecisionKind)
+    assert len({line.id for line in lines}) == len(lines) == report["cases"]
+    decided = {result["id"]: (result["decision"], result["change"]) for result in report["results"]}
+    assert decided == {line.id: (line.case.label, line.case.change) for line in lines if line.case}
 
 
 def test_two_strategies_are_compared_case_by_case(cases: Path) -> None:

@@ -8,21 +8,37 @@ from dataclasses import replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from shared import bootstrap, messages, schedules
 from shared.auditing import Auditing
-from shared.domain import Mode, Pause
+from shared.domain import Pause
 from shared.errors import ConfigurationError, TransientError
 from shared.memory_history import InMemoryDecisionHistory
+from shared.setting_values import (
+    RULES,
+    Base64Key,
+    Choice,
+    ConnectionString,
+    Flag,
+    Number,
+    Pattern,
+    Rule,
+    Schedule,
+    Several,
+    Table,
+    Text,
+    Url,
+)
 from shared.settings import Settings, environment_name
 from tests.builders import NOW
 from tests.fakes import FakeClock, FakeJobRuns
+from tests.local.running_host import run_to_the_end
 
 ROOT = Path(__file__).parents[2]
-FUNCTIONS = {"find_failures", "decide_action", "retry_run", "send_email", "follow_up", "audit", "health"}
+FUNCTIONS = {"find_failures", "decide_action", "retry_run", "send_email", "follow_up", "audit", "check", "health"}
 
 
 def index(environment: dict[str, str] | None = None) -> dict[str, object]:
@@ -73,6 +89,11 @@ def test_timers_have_the_default_schedules() -> None:
     }
 
 
+def test_health_is_open_to_everybody_and_check_asks_for_a_key() -> None:
+    levels = {name: binding["authLevel"] for name, binding in bindings().items() if "authLevel" in binding}
+    assert levels == {"health": "ANONYMOUS", "check": "FUNCTION"}
+
+
 @pytest.mark.parametrize("binding", bindings().values(), ids=bindings().keys())
 def test_binding_names_are_allowed_by_the_host(binding: dict[str, Any]) -> None:
     assert "_" not in str(binding["name"])
@@ -116,20 +137,56 @@ def test_a_complete_app_starts(environment: pytest.MonkeyPatch) -> None:
     assert bootstrap.services().settings.sender_email == "agent@example.com"
 
 
-def test_missing_and_wrong_settings_stop_the_app_with_one_message_that_says_where_to_set_them(
-    environment: pytest.MonkeyPatch,
-) -> None:
-    for name in ("ACS_ENDPOINT", "TABLES_ENDPOINT"):
-        environment.delenv(name)
-    for name in ("DEFAULT_MODE", "AI_MODE", *bootstrap.SCHEDULES):
-        environment.setenv(name, "s3cret-nonsense")
+def wrong_values(rule: Rule) -> list[str]:
+    """Texts that the rule does not permit; none of them is to be shown."""
+    match rule:
+        case Number(low, high, above, whole):
+            over = [str(high + 1)] if high is not None else []
+            return ["s3cret", str(low - 1), "nan", "inf", *over, *([str(low)] * above), *(["1.5"] * whole)]
+        case Choice() | Flag() | Pattern() | Url() | Schedule():
+            return ["s3cret value"]
+        case Text():
+            return [" s3cret", "s3cret\nvalue", "@Microsoft.KeyVault(VaultName=s3cret;SecretName=s3cret)"]
+        case Several():
+            return ["s3cret://value with blanks", " , "]
+        case Table():
+            return ["s3cret", '["s3cret"]', '{"a": 1}', '{"a": "s3cret\\nvalue"}']
+        case ConnectionString() | Base64Key():
+            return ["s3cret"]
+        case _:
+            raise AssertionError(f"no wrong value is known for {rule}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, rule in RULES.items() for value in wrong_values(rule)]
+)
+def test_every_wrong_setting_stops_the_app_at_its_start(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
+    environment.setenv(name, value)
 
     with pytest.raises(ConfigurationError) as raised:
         bootstrap.report_at_start()
 
     message = str(raised.value)
-    wanted = {"ACS_ENDPOINT", "TABLES_ENDPOINT or TABLES_CONNECTION_STRING", "DEFAULT_MODE", "AI_MODE"}
-    assert wanted | set(bootstrap.SCHEDULES) == set(raised.value.names)
+    assert name in raised.value.names
+    assert f"{name}: " in message
+    assert "s3cret" not in message
+
+
+def test_all_that_is_missing_or_wrong_is_one_message_that_says_where_to_set_it(environment: pytest.MonkeyPatch) -> None:
+    for name in ("ACS_ENDPOINT", "TABLES_ENDPOINT"):
+        environment.delenv(name)
+    wrong = {
+        name: wrong_values(rule)[0] for name, rule in RULES.items() if name not in {"ACS_ENDPOINT", "TABLES_ENDPOINT"}
+    }
+    del wrong["TABLES_CONNECTION_STRING"]
+    for name, value in wrong.items():
+        environment.setenv(name, value)
+
+    with pytest.raises(ConfigurationError) as raised:
+        bootstrap.report_at_start()
+
+    message = str(raised.value)
+    assert {"ACS_ENDPOINT", "TABLES_ENDPOINT or TABLES_CONNECTION_STRING", *wrong} == set(raised.value.names)
     assert all(name in message for name in raised.value.names)
     assert "app settings" in message
     assert "local.settings.json" in message
@@ -137,27 +194,53 @@ def test_missing_and_wrong_settings_stop_the_app_with_one_message_that_says_wher
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("MAX_RETRY_ATTEMPTS", "many"), ("DATABRICKS_TIMEOUT_SECONDS", "0"), ("OWNERS", "not json")],
+    ("settings", "names"),
+    [
+        ({"DATABRICKS_HOST": "https://a.example.com, https://a.example.com/"}, ("DATABRICKS_HOST",)),
+        (
+            {"DATABRICKS_HOST": "a.example.com,b.example.com", "DATABRICKS_TOKEN": "t"},
+            ("DATABRICKS_TOKEN", "DATABRICKS_HOST"),
+        ),
+        ({"DATABRICKS_HOST": "a.example.com"}, ("DATABRICKS_TOKEN or DATABRICKS_CLIENT_ID",)),
+        ({"DATABRICKS_CLIENT_ID": "id"}, ("DATABRICKS_CLIENT_SECRET",)),
+        ({"DATABRICKS_CLIENT_SECRET": "secret"}, ("DATABRICKS_CLIENT_ID",)),
+        ({"ACS_ENDPOINT": "http://mail.example.com"}, ("ACS_ENDPOINT", "ACS_ACCESS_KEY")),
+        ({"AZURE_OPENAI_ENDPOINT": "https://model.example.com"}, ("AZURE_OPENAI_DEPLOYMENT",)),
+    ],
 )
-def test_what_indexing_cannot_see_is_named_before_the_first_step(
-    environment: pytest.MonkeyPatch, name: str, value: str
+def test_settings_that_do_not_go_together_stop_the_app_at_its_start(
+    environment: pytest.MonkeyPatch, settings: dict[str, str], names: tuple[str, ...]
 ) -> None:
-    environment.setenv(name, value)
+    for name, value in settings.items():
+        environment.setenv(name, value)
+
+    with pytest.raises(ConfigurationError) as raised:
+        bootstrap.report_at_start()
+
+    assert raised.value.names == names
+    assert all(name in str(raised.value) for name in names)
+
+
+def test_the_first_step_says_the_same_as_the_start(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("MAX_RETRY_ATTEMPTS", "many")
     environment.delenv("ESCALATION_EMAILS")
 
-    with pytest.raises(ConfigurationError, match=name) as raised:
+    with pytest.raises(ConfigurationError) as at_start:
+        bootstrap.report_at_start()
+    with pytest.raises(ConfigurationError) as at_first_step:
         bootstrap.services()
 
-    assert set(raised.value.names) == {name, "ESCALATION_EMAILS"}
-    assert all(wanted in str(raised.value) for wanted in (name, "ESCALATION_EMAILS", "local.settings.json"))
+    assert str(at_first_step.value) == str(at_start.value)
+    assert set(at_start.value.names) == {"MAX_RETRY_ATTEMPTS", "ESCALATION_EMAILS"}
 
 
-def test_settings_that_do_not_go_together_are_named_before_the_first_step(environment: pytest.MonkeyPatch) -> None:
-    environment.setenv("DATABRICKS_HOST", "https://a.example.com, https://a.example.com/")
+def test_a_host_ends_with_that_message_while_it_indexes_the_app() -> None:
+    wrong = {**COMPLETE, "MAX_WORKERS": "none", "OWNERS": "[]", "DEFAULT_MODE": "s3cret", "SENDER_EMAIL": ""}
+    finished = run_to_the_end({**wrong, "AZURE_FUNCTIONS_ENVIRONMENT": "Development"}, "--index-only", app=ROOT)
 
-    with pytest.raises(ConfigurationError, match="DATABRICKS_HOST names a workspace twice"):
-        bootstrap.services()
+    assert finished.returncode == 2
+    assert all(name in finished.stderr for name in ("MAX_WORKERS", "OWNERS", "DEFAULT_MODE", "SENDER_EMAIL"))
+    assert "s3cret" not in finished.stderr
 
 
 @pytest.mark.parametrize(("audited", "told"), [(("ws1", "ws2"), NOW.isoformat()), (("ws1",), None)])
@@ -197,14 +280,6 @@ def test_health_without_a_history_names_no_resource(environment: pytest.MonkeyPa
     assert "contoso" not in str(report)
 
 
-def test_choices_known_while_indexing_are_those_of_the_settings() -> None:
-    assert set(bootstrap.CHOICES["DEFAULT_MODE"]) == set(Mode)
-    assert bootstrap.CHOICES["AI_MODE"] == get_args(Settings.model_fields["ai_mode"].annotation)
-    defaults = {name.upper(): field.default for name, field in Settings.model_fields.items()}
-    assert all(bootstrap.SCHEDULE.fullmatch(defaults[name]) for name in bootstrap.SCHEDULES)
-    assert {name for name in defaults if name.endswith("_SCHEDULE")} == set(bootstrap.SCHEDULES)
-
-
 def test_an_app_that_is_only_looked_at_is_not_stopped(
     environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -232,4 +307,4 @@ def test_no_locked_distribution_shadows_a_folder_of_the_app(name: str) -> None:
 
 def test_what_is_not_needed_in_azure_stays_out_of_the_package() -> None:
     ignored = (ROOT / ".funcignore").read_text().split()
-    assert {"tests", "agent", "local", "infra", "docs", "pyproject.toml"} <= set(ignored)
+    assert {"tests", "agent", "local", "infra", "docs", "examples", "pyproject.toml"} <= set(ignored)

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from shared.domain import Category, Change, ChangeKind, Decision, DecisionKind, Diagnosis, Evidence, RunFacts
-from shared.error_decision_engine import ASK_AGAIN_SECONDS, PROMPT_CHARACTERS, ErrorDecisionEngine
+from shared.error_decision_engine import PROMPT_CHARACTERS, ErrorDecisionEngine
 from shared.errors import AgentError, ConfigurationError, ConflictError, PermanentError, ThrottledError, TransientError
-from shared.learning import CHARACTERS_PER_TOKEN, SLACK_SECONDS, TRIES, Learning
+from shared.learning import CHARACTERS_PER_TOKEN, PATIENCE, SLACK_SECONDS, TRIES, Learning
+from shared.triage.evidence import collect
 from shared.triage.experience import Experience, Fix, TokenMeter
+from shared.triage.fingerprint import fingerprint
 from tests.builders import (
     NOW,
     WORKSPACE,
@@ -233,6 +235,10 @@ def failing(error: str, run_id: int = 1001) -> RunFacts:
     return build_run_facts(run=build_run_state(run_id=run_id), failures=(failure,))
 
 
+def mark_of(error: str) -> str:
+    return fingerprint(collect(build_symptoms(error=error, error_trace="")))
+
+
 def note(desk: Desk, decision: Decision, *results: bool) -> None:
     """Retries like this decision went so."""
     for number, worked in enumerate(results):
@@ -251,16 +257,75 @@ def test_a_storm_of_one_cause_is_one_question() -> None:
     assert 0 < used(desk) <= (len(STRANGE) + 100 + PROMPT_CHARACTERS) // CHARACTERS_PER_TOKEN
 
 
-@pytest.mark.parametrize("error", [None, TransientError("503")], ids=["void", "down"])
-def test_a_question_without_an_answer_is_not_repeated_within_the_window(error: BaseException | None) -> None:
-    desk, model = Desk(), FakeDiagnoser(None)
-    model.faults.before["diagnose"] = [error]
+def test_a_question_whose_answer_was_void_is_not_repeated_within_the_window() -> None:
+    desk, model = Desk(ai_window_minutes=60), FakeDiagnoser(None)
     engine = desk.engine(model)
 
-    decisions = [engine.decide(failing(STRANGE, n), now=NOW) for n in (1001, 1002)]
+    for run_id in (1001, 1002):
+        assert engine.decide(failing(STRANGE, run_id), now=NOW).decision is DecisionKind.ESCALATE_EMAIL
+        desk.clock.advance(minutes=59)
 
-    assert [decision.decision for decision in decisions] == [DecisionKind.ESCALATE_EMAIL] * 2
     assert model.faults.calls == ["diagnose"]
+
+
+FAILURES = [TransientError("503"), PermanentError("401: no role"), ConfigurationError("404: no deployment", names=())]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=["down", "refused", "no deployment"])
+def test_a_question_that_failed_is_asked_again_after_a_wait_that_doubles(failure: AgentError) -> None:
+    desk, model = Desk(defer_base_seconds=60, defer_cap_seconds=200, ai_window_minutes=60), FakeDiagnoser(ANSWER)
+    model.faults.before["diagnose"] = [failure] * 5
+    engine = desk.engine(model)
+    asked_after: list[int] = []
+
+    for second in range(0, 900, 10):
+        if engine.decide(failing(STRANGE), now=NOW, may_wait=True).model_used:
+            break
+        if len(model.faults.calls) > len(asked_after):
+            asked_after.append(second)
+        desk.clock.advance(seconds=10)
+
+    assert asked_after == [0, 60, 180, 380, 580]
+    assert second == 780
+    assert desk.learning.recall(WORKSPACE, mark_of(STRANGE)).failed_questions == 0, "an answer ends the doubling"
+
+
+def test_no_wait_after_failed_questions_is_longer_than_the_window_of_an_answer() -> None:
+    desk = Desk(defer_base_seconds=600, defer_cap_seconds=9_000, ai_window_minutes=15)
+    for _ in range(50):
+        desk.learning.note_failed_question(WORKSPACE, CAUSE)
+
+    assert desk.learning.was_asked(desk.known)
+    desk.clock.advance(minutes=15)
+    assert not desk.learning.was_asked(desk.known)
+
+
+def test_of_all_that_wait_for_a_failed_question_one_asks_again() -> None:
+    desk = Desk()
+    failed = FakeDiagnoser()
+    failed.faults.before["diagnose"] = [TransientError("503")]
+    desk.engine(failed).decide(failing(STRANGE), now=NOW)
+    desk.clock.advance(seconds=desk.settings.defer_base_seconds)
+    second = FakeDiagnoser(ANSWER)
+    other = Desk(desk.history)
+    other.clock.advance(seconds=desk.settings.defer_base_seconds)
+    elsewhere = other.engine(second)
+    first = desk.engine(WhileAsking(ANSWER, lambda: elsewhere.decide(failing(STRANGE, 1002), now=NOW, may_wait=False)))
+
+    assert first.decide(failing(STRANGE), now=NOW).model_used
+    assert second.asked == []
+
+
+def test_a_question_that_had_no_answer_keeps_its_tokens_booked_and_each_repetition_books_its_own() -> None:
+    desk, model = Desk(), FakeDiagnoser(ANSWER)
+    model.faults.before["diagnose"] = [TransientError("timed out")]
+    engine = desk.engine(model)
+    engine.decide(failing(STRANGE), now=NOW)
+    once = used(desk)
+    desk.clock.advance(seconds=desk.settings.defer_base_seconds)
+
+    assert engine.decide(failing(STRANGE), now=NOW).model_used
+    assert used(desk) == 2 * once > 0
 
 
 def test_a_busy_model_is_asked_again() -> None:
@@ -372,7 +437,7 @@ def test_of_two_workers_with_one_cause_one_asks_and_the_other_waits_or_decides_b
     first = desk.engine(WhileAsking(ANSWER, decide_elsewhere))
 
     assert first.decide(failing(STRANGE), now=NOW, may_wait=may_wait).model_used
-    assert others == ([ASK_AGAIN_SECONDS] if may_wait else [False])
+    assert others == ([desk.learning.wait_seconds] if may_wait else [False])
     assert second.asked == []
     assert other.decide(failing(STRANGE, 1002), now=NOW, may_wait=may_wait).model_used, "it takes the answer over"
     assert second.asked == []
@@ -388,6 +453,24 @@ def test_two_workers_that_take_the_question_at_once_ask_once() -> None:
 
     assert desk.learning.begin_question(WORKSPACE, CAUSE) is None
     assert taken != [None]
+
+
+@pytest.mark.parametrize(
+    ("timeout", "retries", "invocation", "longest"),
+    [(30, 1, 240, 60), (5, 0, 240, 5), (60, 2, 240, 180), (60, 5, 240, 240), (120, 5, 540, 540)],
+)
+def test_the_waits_of_a_message_outlast_the_longest_question_and_no_more(
+    timeout: int, retries: int, invocation: int, longest: int
+) -> None:
+    desk = Desk(azure_openai_timeout_seconds=timeout, azure_openai_max_retries=retries, invocation_seconds=invocation)
+    assert desk.learning.begin_question(WORKSPACE, CAUSE) is not None
+
+    for _ in range(PATIENCE):
+        assert desk.learning.begin_question(WORKSPACE, CAUSE) is None, "it is still in hand"
+        desk.clock.advance(seconds=desk.learning.wait_seconds)
+
+    assert desk.learning.begin_question(WORKSPACE, CAUSE) is not None, "whoever asked is taken for dead"
+    assert desk.learning.wait_seconds * PATIENCE == pytest.approx(longest + SLACK_SECONDS)
 
 
 def test_a_question_whose_asker_died_is_asked_by_another_after_a_short_time() -> None:

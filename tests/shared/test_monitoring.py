@@ -1,10 +1,11 @@
 """The summary of one pass: what counts as what, and its shape, which programs rely on."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from shared.domain import DecisionKind, Incident, IncidentState
+from shared.domain import Change, ChangeKind, DecisionKind, Incident, IncidentState, Mode, SettingChange
 from shared.monitoring import Action, Actions, InlineQueues, outcome_of, summarise, unread_report
 from shared.ports import OutgoingMessage
 from tests.builders import NOW, build_decision, build_incident, build_run_summary
@@ -48,6 +49,51 @@ def test_what_an_incident_counts_as(decided: Incident, dry_run: bool, action: st
     assert counts == {name: int(name == action) for name in Actions.__annotations__}
     assert outcome_of(decided) == (outcome if not dry_run else "skipped")
     assert summary["runs"][0]["outcome"] == outcome
+
+
+@pytest.mark.parametrize(
+    ("decision", "mode", "dry_run", "is_told"),
+    [
+        (MAIL, Mode.FULL, True, True),
+        (MAIL, Mode.OBSERVE, True, True),
+        (SKIP, Mode.FULL, True, False),
+        (SKIP, Mode.OFF, True, False),
+        (RETRY, Mode.RETRY, True, False),
+        (RETRY, Mode.OBSERVE, True, True),
+        (CHANGED, Mode.FULL, True, False),
+        (CHANGED, Mode.RETRY, True, True),
+        (MAIL, Mode.FULL, False, True),
+        (RETRY, Mode.OBSERVE, False, True),
+        (RETRY, Mode.FULL, False, False),
+        (SKIP, Mode.FULL, False, False),
+    ],
+)
+def test_who_is_told_of_a_decision_and_of_a_dry_one_would_be(
+    decision: DecisionKind, mode: Mode, dry_run: bool, is_told: bool
+) -> None:
+    carried_out = not dry_run and mode.carries_out(decision)
+    state = STATES.SKIPPED if dry_run or decision is SKIP else STATES.ESCALATED if is_told else STATES.RETRYING
+    decided = replace(
+        incident(decision, state, carried_out=carried_out), mode=mode, recipients=("a@example.com", "b@example.com")
+    )
+
+    (report,) = summarise([decided], at=NOW, dry_run=dry_run)["runs"]
+
+    assert report["recipients"] == (["a@example.com", "b@example.com"] if is_told else [])
+    assert report["mode"] == mode
+
+
+def test_the_changes_of_a_retry_are_reported_with_both_values() -> None:
+    change = SettingChange(
+        Change(ChangeKind.MORE_WORKERS), "job_cluster:main", ("new_cluster", "num_workers"), 2, 4, "More workers.", 2.0
+    )
+    decided = incident(CHANGED, STATES.RETRYING)
+    assert decided.decision is not None
+    decided = replace(decided, decision=replace(decided.decision, setting_changes=(change,)))
+
+    (report,) = summarise([decided], at=NOW, dry_run=False)["runs"]
+
+    assert report["setting_changes"] == ["job cluster main: num_workers 2 → 4, about 2 times the price. More workers."]
 
 
 def test_every_action_is_flat_and_has_the_same_keys_even_when_it_is_empty() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.local_run import Observer, duplicates, expected_runs
+from agent.start import FOLDER
 from local.stack import ROOT, Stack, running_stack
 
 THREE = ROOT / "local" / "scenarios" / "three.json"
@@ -86,6 +87,21 @@ def test_start_until_idle_ends_by_itself_with_exit_code_0(tmp_path: Path) -> Non
     assert json.loads(finished.stdout)["ready"] is True
 
 
+def test_a_demo_that_is_told_to_end_stops_all_its_parts() -> None:
+    description = FOLDER / "stack.json"
+    description.unlink(missing_ok=True)
+    demo = subprocess.Popen([sys.executable, "-m", "agent", "demo", "--json"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(description.exists)
+        pids = [part["pid"] for part in json.loads(description.read_text()).values() if part.get("pid")]
+        assert len(pids) == 6
+        demo.terminate()
+        assert demo.wait(timeout=30) == 128 + signal.SIGTERM
+    finally:
+        demo.kill()
+    assert [pid for pid in pids if is_running(pid)] == []
+
+
 def test_check_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running_stack(tmp_path) as stack:
         for name, value in stack.settings.items():
@@ -100,6 +116,14 @@ def test_check_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert bad.returncode == 2
         assert set(wrong) == {"Databricks", "E-mail"}
         assert "SENDER_EMAIL" in wrong["E-mail"]["fix"]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def wait_for(condition: object, seconds: float = 30) -> None:

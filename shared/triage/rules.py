@@ -415,10 +415,11 @@ _ABOUT_DATA = re.compile(
 
 _ANOTHER_TIME = re.compile(
     r"\b(?:fine|ok|okay|stable|quiet|no (?:problems?|issues?|failures?)|never again) since\b"
-    r"|\b(?:old|earlier|previous|past|unrelated|closed) (?:incident|ticket|post-?mortem|outage)\b",
+    r"|\b(?:old|earlier|previous|past|unrelated|closed) (?:incident|ticket|post-?mortem|outage)\b"
+    r"|\b(?:copied|left over|taken|pasted) from (?:the |an? |its )?(?:\w+ )?(?:template|example|runbook|wiki|manual)\b",
     re.IGNORECASE,
 )
-"""A line about a failure of the past."""
+"""A line about a failure of the past, or about none."""
 
 
 def without_planted_words(text: str) -> str:
@@ -482,6 +483,7 @@ def _status_text(symptoms: Symptoms) -> str:
     if '="' in text or ': "' in text:
         text = _VALUE_OF_LINES.sub(r'\1…"', text)
     lines = text.split("\n")
+    lines = [line for line in lines if not _ANOTHER_TIME.search(line)]
     if _INSTRUCTION.search(text):
         lines = [_QUOTED_INSTRUCTION.sub("", line) for line in lines]
         lines = [line for line in lines if not _INSTRUCTION.search(line)]

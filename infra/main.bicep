@@ -34,6 +34,12 @@ param findFailuresMinutes int = 5
 @description('Ids of the only jobs it looks after, separated by commas; empty = all that its identity may see.')
 param jobIds string = ''
 
+@description('Tags, name to value, such as { "team": "orders" }: only jobs that carry all of them are looked after; empty = all.')
+param jobTags object = {}
+
+@description('Who is mailed about a job: alias, as in its tag failure-agent-owner, to addresses, separated by commas.')
+param owners object = {}
+
 @description('Retries per failure, at most.')
 @minValue(0)
 @maxValue(10)
@@ -383,6 +389,8 @@ var secretSettings = {
 }
 var choiceSettings = {
   JOB_IDS: jobIds
+  JOB_TAGS: string(jobTags)
+  OWNERS: string(owners)
   MAX_RETRY_ATTEMPTS: string(maxRetryAttempts)
   ALLOWED_RECIPIENT_DOMAINS: allowedRecipientDomains
   AI_MODE: aiMode
@@ -446,6 +454,9 @@ output AZURE_RESOURCE_GROUP string = group.name
 
 @description('Name of the function app.')
 output FUNCTION_APP_NAME string = app.outputs.name
+
+@description('Address of the app, for `python -m agent check --app`.')
+output APP_URL string = app.outputs.url
 
 @description('Answers 200 if the app is set up and may act, else 503 with the problem named.')
 output HEALTH_URL string = '${app.outputs.url}/api/health'

@@ -68,11 +68,16 @@ class ServiceBusActionQueues:
                 raise
 
     def check(self, names: Sequence[str]) -> None:
-        """Open a link to each queue. Raises what `send` raises; sends nothing."""
+        """Open a link to each queue to send by, and look at its first message. Raises what `send` raises.
+
+        So the right to send and the right to receive, which the triggers need, are both tried. Changes nothing.
+        """
         for queue in names:
             with self._lock, translated_errors(queue):
                 try:
                     self._sender(queue).create_message_batch()
+                    with self._client.get_queue_receiver(queue) as receiver:
+                        receiver.peek_messages(timeout=deadline.bounded(TRY_SECONDS))
                 except BaseException:
                     self._discard(queue)
                     raise
@@ -192,7 +197,8 @@ def translated(error: "AzureError", queue: str) -> AgentError:
             | ClientAuthenticationError()
         ):
             return StoreNotAuthorisedError(
-                f"the identity may not send to queue {queue} ({name}): give it the role Azure Service Bus Data Sender"
+                f"the identity may not use queue {queue} ({name}): it needs the roles Azure Service Bus Data Sender and"
+                " Azure Service Bus Data Receiver"
             )
         case service_bus.MessageSizeExceededError():
             return StoreRefusedError(f"queue {queue} refused a message because of its size")

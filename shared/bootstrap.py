@@ -2,21 +2,20 @@
 
 import logging
 import os
-import re
 import threading
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared import schedules
+from shared import schedules, setting_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from shared.auditing import Auditing
     from shared.azure_openai_client import AzureOpenAIClient
+    from shared.checking import Connection
     from shared.databricks_agent import DatabricksAgent
     from shared.databricks_connector import DatabricksConnector
     from shared.decision_history import TableDecisionHistory
@@ -42,13 +41,6 @@ REQUIRED_BY_APP: tuple[tuple[str, ...], ...] = (
 """Groups of settings without which the function app cannot do its work; one of each group must be set."""
 
 NO_LONGER_USED = ("SMTP_SERVER", "SENDER_PASSWORD")
-
-CHOICES: Mapping[str, tuple[str, ...]] = {
-    "DEFAULT_MODE": ("off", "observe", "retry", "full"),
-    "AI_MODE": ("always", "unsure", "never"),
-}
-SCHEDULES = ("FIND_FAILURES_SCHEDULE", "FOLLOW_UP_SCHEDULE", "AUDIT_SCHEDULE")
-SCHEDULE = re.compile(r"[0-9A-Za-z*,/-]+( [0-9A-Za-z*,/-]+){5}")
 
 WHERE_TO_SET = (
     "Set them as app settings of the function app: by the parameters of infra/ (those set in the portal last until the "
@@ -89,24 +81,20 @@ def audit_schedule() -> str:
     return schedule("AUDIT_SCHEDULE", schedules.AUDIT)
 
 
-def missing_settings() -> tuple[str, ...]:
-    """The settings that the function app lacks, alternatives joined by `or`. Reads the environment alone."""
-    return tuple(" or ".join(group) for group in REQUIRED_BY_APP if not any(os.environ.get(name) for name in group))
+def check_settings() -> None:
+    """Raise ConfigurationError naming every setting of the environment that is missing or wrong, in one message."""
+    from shared.errors import ConfigurationError
 
-
-def plainly_wrong_settings() -> dict[str, str]:
-    """What is wrong with which settings, as far as it can be seen without importing their definition.
-
-    That import would more than double the time of indexing; the rest is checked before the first step.
-    """
-    wrong = {}
-    for name, choices in CHOICES.items():
-        if (value := os.environ.get(name)) and value not in choices:
-            wrong[name] = f"must be one of {', '.join(choices)}"
-    for name in SCHEDULES:
-        if (value := os.environ.get(name)) and not SCHEDULE.fullmatch(value):
-            wrong[name] = "must have six fields: seconds, minutes, hours, days, months, days of the week"
-    return wrong
+    values = setting_values.given(os.environ)
+    missing = tuple(" or ".join(group) for group in REQUIRED_BY_APP if not any(name in values for name in group))
+    wrong = setting_values.wrong(values)
+    clashes = setting_values.clashes(values)
+    problems = [setting_values.missing_text(missing)] if missing else []
+    problems += [setting_values.wrong_text(wrong)] if wrong else []
+    problems += [clash.text for clash in clashes]
+    if problems:
+        names = (*missing, *wrong, *(name for clash in clashes for name in clash.names))
+        raise ConfigurationError(f"{'. '.join(problems)}. {WHERE_TO_SET}", names=names)
 
 
 def report_at_start() -> None:
@@ -118,23 +106,12 @@ def report_at_start() -> None:
 
     if unused := [name for name in NO_LONGER_USED if os.environ.get(name)]:
         logger.warning("no longer used, mail goes through ACS_ENDPOINT: %s", ", ".join(unused))
-    missing, wrong = missing_settings(), plainly_wrong_settings()
-    problems = missing_text(missing)
-    if wrong:
-        problems.append(f"wrong settings: {'; '.join(f'{name}: {why}' for name, why in wrong.items())}")
-    if problems and any(os.environ.get(name) for name in SET_BY_HOSTS):
-        raise ConfigurationError(for_people(problems), names=(*missing, *wrong))
-    if problems:
-        logger.error("%s", for_people(problems))
-
-
-def missing_text(missing: Sequence[str]) -> list[str]:
-    return [f"missing settings: {'; '.join(missing)}"] if missing else []
-
-
-def for_people(problems: Sequence[str]) -> str:
-    """One message: every setting with what is wrong with it, and where to set it. Never a value."""
-    return f"{'. '.join(problems)}. {WHERE_TO_SET}"
+    try:
+        check_settings()
+    except ConfigurationError as error:
+        if any(os.environ.get(name) for name in SET_BY_HOSTS):
+            raise
+        logger.error("%s", error)  # noqa: TRY400 - the message is all there is to say
 
 
 def current_settings(env_file: Path | None = None) -> "Settings":
@@ -152,21 +129,8 @@ def services() -> Services:
 
 @cache
 def _services() -> Services:
-    from shared.databricks_api import check_access
-    from shared.errors import ConfigurationError
-
-    missing = missing_settings()
-    problems, names = missing_text(missing), list(missing)
-    try:
-        settings = current_settings()
-        if not missing:
-            check_access(settings)
-    except ConfigurationError as error:
-        problems.append(str(error))
-        names += error.names
-    if problems:
-        raise ConfigurationError(for_people(problems), names=tuple(names))
-    return build(settings)
+    check_settings()
+    return build(current_settings())
 
 
 def build(settings: "Settings") -> Services:
@@ -255,23 +219,18 @@ def workspaces(settings: "Settings") -> tuple[str, ...]:
     return DatabricksConnector(settings).workspaces
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """One connection of the function app.
+def connections(
+    settings: "Settings", progress: "Callable[[str], object]", *, in_the_app: bool = False
+) -> "Iterator[Connection]":
+    """Every connection of the function app; `progress` is told how far an attempt of many calls is.
 
-    `attempt` says what it found, or raises. What to do where it was refused, and where it does not answer as it should.
+    `in_the_app` says that they are tried with the app's own identity, and not as whoever sits at a desk.
     """
+    from contextlib import closing
 
-    name: str
-    attempt: "Callable[[], str]"
-    where_refused: str
-    where_unreachable: str
-
-
-def connections(settings: "Settings", progress: "Callable[[str], object]") -> "Iterator[Connection]":
-    """Every connection of the function app; `progress` is told how far an attempt of many calls is."""
     from shared import role_commands
     from shared.action_queues import ServiceBusActionQueues
+    from shared.checking import Connection
     from shared.databricks_connector import DatabricksConnector
     from shared.email_notifier import EmailNotifier
     from shared.messages import QUEUES
@@ -284,7 +243,8 @@ def connections(settings: "Settings", progress: "Callable[[str], object]") -> "I
 
     def queues() -> str:
         settings.require(("service_bus_connection", "service_bus_namespace"))
-        ServiceBusActionQueues(settings).check(QUEUES)
+        with closing(ServiceBusActionQueues(settings)) as opened:
+            opened.check(QUEUES)
         return f"queues {', '.join(QUEUES)}"
 
     def tables() -> str:
@@ -315,7 +275,7 @@ def connections(settings: "Settings", progress: "Callable[[str], object]") -> "I
         ("E-mail", email, role_commands.EMAIL),
         ("Azure OpenAI", model, role_commands.MODEL),
     ):
-        assignments = role_commands.role_assignments(service, settings)
+        assignments = role_commands.role_assignments(service, settings, in_the_app=in_the_app)
         yield Connection(name, attempt, assignments, role_commands.unreachable(service, settings))
 
 
@@ -338,6 +298,26 @@ def rights_attempts(
         api = WorkspaceApi(host, settings, None, time)
         name = "Databricks rights" if len(settings.databricks_host) == 1 else f"Databricks rights in {api.name}"
         yield name, partial(check_rights, api, settings, progress)
+
+
+CHECK_SECONDS = 180
+"""Azure's front end ends a request without an answer after 230 seconds (Azure Functions, "timeout duration")."""
+
+
+def check() -> dict[str, object]:
+    """What the app reaches with its own identity: `checks`, each as `agent check` shows it, and `failure` beside it.
+
+    Without the settings that it needs, `problem`. Changes nothing and sends nothing.
+    """
+    from shared.checking import results_within
+    from shared.errors import ConfigurationError
+
+    try:
+        settings = services().settings
+    except ConfigurationError as error:
+        return {"ok": False, "problem": str(error)}
+    results = results_within(CHECK_SECONDS, connections(settings, lambda _: None, in_the_app=True))
+    return {"checks": [{**result.shown(), "failure": result.failure} for result in results]}
 
 
 HEALTH_SECONDS = 20

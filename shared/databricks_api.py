@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, cast, override
-from urllib.parse import urlsplit
 
 from shared import deadline
 from shared.domain import Json
@@ -25,7 +24,9 @@ from shared.errors import (
     ThrottledError,
     TransientError,
 )
+from shared.setting_values import sign_in_clash
 from shared.settings import Settings
+from shared.workspace_hosts import workspace_name
 
 if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential
@@ -39,7 +40,6 @@ POOL = 20  # connections that are kept, as the SDK has it
 METADATA_SECONDS = 5
 METADATA_RETRY_SECONDS = 1
 
-AZURE_DOMAINS = (".azuredatabricks.net", ".databricks.azure.us", ".databricks.azure.cn")
 AZURE_DATABRICKS_SCOPE = "2ff814a6-3304-4ab8-85cb-cd0e6f879c1d/.default"  # the same application in every tenant
 
 
@@ -51,41 +51,17 @@ class Clock(Protocol):
     def sleep(self, seconds: float, /) -> None: ...
 
 
-def workspace_name(host: str) -> str:
-    r"""Short stable name of a workspace, free of the characters that a table key may not hold (`/ \ # ?`).
-
-    The workspace id where the URL tells it (`https://adb-<id>.<n>.azuredatabricks.net`), else `host` or `host-port`.
-    """
-    url = urlsplit(host)
-    hostname = url.hostname or ""
-    if found := re.match(r"adb-(\d+)\.", hostname):
-        return found[1]
-    name = hostname if url.port is None else f"{hostname}-{url.port}"
-    return name.replace(":", "-")  # an IPv6 address
-
-
-def is_azure(host: str) -> bool:
-    """Whether the host is an Azure Databricks workspace, so that Entra tokens are good there."""
-    return (urlsplit(host).hostname or "").endswith(AZURE_DOMAINS)
-
-
 def check_access(settings: Settings) -> None:
     """Raise ConfigurationError unless there is one way to sign in at every host of DATABRICKS_HOST."""
     settings.require(("databricks_host",))
-    hosts = settings.databricks_host
-    if len({workspace_name(host) for host in hosts}) < len(hosts):
-        raise ConfigurationError("DATABRICKS_HOST names a workspace twice", names=("DATABRICKS_HOST",))
-    if settings.databricks_token:
-        if len(hosts) > 1:
-            raise ConfigurationError(
-                "DATABRICKS_TOKEN belongs to one workspace, but DATABRICKS_HOST names several: use a service principal"
-                " (DATABRICKS_CLIENT_ID and DATABRICKS_CLIENT_SECRET) or a managed identity",
-                names=("DATABRICKS_TOKEN", "DATABRICKS_HOST"),
-            )
-    elif settings.databricks_client_id or settings.databricks_client_secret:
-        settings.require(("databricks_client_id",), ("databricks_client_secret",))
-    elif not all(map(is_azure, hosts)):
-        settings.require(("databricks_token", "databricks_client_id"))
+    clash = sign_in_clash(
+        settings.databricks_host,
+        token=settings.databricks_token,
+        client_id=settings.databricks_client_id,
+        client_secret=settings.databricks_client_secret,
+    )
+    if clash:
+        raise ConfigurationError(clash.text, names=clash.names)
 
 
 class WorkspaceApi:

@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from shared.databricks_api import WorkspaceApi, workspace_name
+from shared.databricks_api import WorkspaceApi
 from shared.domain import Json, Mode
 from shared.errors import AgentError, NotAuthorisedError, RunNotFoundError
 from shared.role_commands import Grant, Principal
 from shared.settings import Settings
 from shared.triage.policy import mode_of
+from shared.workspace_hosts import workspace_name
 
 ME = "/api/2.0/preview/scim/v2/Me"
 SERVICE_PRINCIPALS = "/api/2.0/preview/scim/v2/ServicePrincipals"

@@ -4,8 +4,6 @@ The client's own retries are off: the service answers 429 with the time to wait,
 sleeping function (an Azure-managed domain may send 5 mails a minute and 10 an hour; failed tries count too).
 """
 
-import base64
-import binascii
 import re
 import threading
 import uuid
@@ -27,6 +25,7 @@ from shared.errors import (
     TransientError,
     retry_after_of,
 )
+from shared.setting_values import mail_clash
 from shared.settings import Settings
 from shared.triage.redaction import redact
 
@@ -119,7 +118,6 @@ class EmailNotifier:
         key, endpoint = self._settings.acs_access_key, self._settings.acs_endpoint
         credential: Any
         if key:
-            check_is_base64(key)
             credential = AzureKeyCredential(key)
         else:
             check_is_encrypted(endpoint)
@@ -140,20 +138,10 @@ class EmailNotifier:
         return DefaultAzureCredential(managed_identity_client_id=self._settings.azure_client_id or None)
 
 
-def check_is_base64(access_key: str) -> None:
-    """Raise ConfigurationError for a key that no request can be signed with; the key itself is not shown."""
-    try:
-        base64.b64decode(access_key)
-    except (binascii.Error, ValueError):
-        names = ("ACS_ACCESS_KEY",)
-        raise ConfigurationError("ACS_ACCESS_KEY is not base64: copy the whole access key", names=names) from None
-
-
 def check_is_encrypted(endpoint: str) -> None:
-    """Raise ConfigurationError for plain http, over which azure-core sends no token."""
-    if endpoint.lower().startswith("http://"):
-        names = ("ACS_ENDPOINT", "ACS_ACCESS_KEY")
-        raise ConfigurationError("ACS_ENDPOINT must be https where no ACS_ACCESS_KEY is set", names=names)
+    """Raise ConfigurationError for plain http, over which no identity can sign in."""
+    if clash := mail_clash(endpoint, access_key=""):
+        raise ConfigurationError(clash.text, names=clash.names)
 
 
 def operation_id(key: str) -> str:

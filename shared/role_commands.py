@@ -24,6 +24,7 @@ NOBODY_SIGNED_IN = "# nobody signed in yet? az login"
 PERSON_HERE = (
     '--assignee-object-id "$(az ad signed-in-user show --query id --output tsv)" --assignee-principal-type User'
 )
+IDENTITY_OF_AZD = '"$(azd env get-value IDENTITY_CLIENT_ID)"'
 FOR_THE_APP = "# the app's own identity, if it lacks them too (infra/ assigns them)"
 
 SECRET_NAME = re.compile(r"_(KEY|TOKEN|SECRET)$")
@@ -122,18 +123,21 @@ class Grant:
     level: str
 
 
-def role_assignments(service: AzureService, settings: Settings) -> str:
+def role_assignments(service: AzureService, settings: Settings, *, in_the_app: bool = False) -> str:
     """The commands that give the roles, one a line; where a key is used instead: that the key is wrong.
 
-    To whoever is signed in here, as whom the connection was tried, and, where AZURE_CLIENT_ID names it, to the app.
+    To the app's identity alone where the connection was tried in the app. Else to whoever is signed in here, as whom it
+    was tried, and, where AZURE_CLIENT_ID names it, to the app.
     """
     if getattr(settings, service.key):
         name = environment_name(service.key)
         return f"{name} is refused: copy it again, or leave it out to sign in with the identity"
     scope = scope_of(service, getattr(settings, service.endpoint))
+    app = f"--assignee {shlex.quote(settings.azure_client_id) if settings.azure_client_id else IDENTITY_OF_AZD}"
+    if in_the_app:
+        return "\n".join(assignments(service, app, scope))
     lines = [NOBODY_SIGNED_IN, *assignments(service, PERSON_HERE, scope)]
     if settings.azure_client_id:
-        app = f"--assignee {shlex.quote(settings.azure_client_id)}"
         lines += [FOR_THE_APP, *assignments(service, app, scope)]
     return "\n".join(lines)
 

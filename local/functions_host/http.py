@@ -4,6 +4,10 @@ Route templates know literals, ``{name}``, ``{name:int}`` (also long, bool, alph
 any other constraint and default values are refused. As in Azure routes ignore case, literal segments win over
 parameters, and a method that the route does not list is answered by 404. Left out: content negotiation, CORS, the home
 page, keys per function.
+
+In Azure a function of level FUNCTION asks for its own key, a key of the app or the master key, one of level ADMIN (and
+/admin) for the master key. Core Tools ask for none, whatever the level, and so does this host; where it is given a key,
+that one stands for all of them.
 """
 
 from __future__ import annotations

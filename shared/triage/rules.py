@@ -482,8 +482,9 @@ def _status_text(symptoms: Symptoms) -> str:
     text = f"{symptoms.state_message}\n{error}"
     if '="' in text or ': "' in text:
         text = _VALUE_OF_LINES.sub(r'\1…"', text)
-    lines = text.split("\n")
-    lines = [line for line in lines if not _ANOTHER_TIME.search(line)]
+    if _NOT_PARSED.search(text):
+        text = _PAYLOAD.sub(r"\1{…}", text)
+    lines = [line for line in text.split("\n") if not _ANOTHER_TIME.search(line)]
     if _INSTRUCTION.search(text):
         lines = [_QUOTED_INSTRUCTION.sub("", line) for line in lines]
         lines = [line for line in lines if not _INSTRUCTION.search(line)]

@@ -4,21 +4,24 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from agent.check import fix_of, result_of
+from agent.app_check import ask_app, url_of
 from agent.cli import app
-from agent.output import ExitCode
+from agent.output import ExitCode, exit_code_of
 from local.acs_email import create_email_app
 from local.databricks.server import create_databricks_app
 from local.http_standin import EffectLog, running
 from shared import bootstrap
-from shared.bootstrap import Connection
+from shared.checking import Connection, Failure, fix_of, result_of
 from shared.databricks_rights import MissingRightsError, UnknownIdentityError
 from shared.errors import (
     AgentError,
@@ -33,7 +36,18 @@ from tests.shared.databricks_service import Service, serving
 
 APPLICATION_ID = "11111111-2222-3333-4444-555555555555"
 CONNECTIONS = ["Databricks", "Databricks rights", "Service Bus", "Tables", "E-mail", "Azure OpenAI"]
-SET = ("DATABRICKS_", "ACS_", "AZURE_", "SERVICE_BUS_", "TABLES_", "SENDER_", "ESCALATION_", "JOB_", "DEFAULT_")
+SET = (
+    "FUNCTION_APP_",
+    "DATABRICKS_",
+    "ACS_",
+    "AZURE_",
+    "SERVICE_BUS_",
+    "TABLES_",
+    "SENDER_",
+    "ESCALATION_",
+    "JOB_",
+    "DEFAULT_",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -84,18 +98,21 @@ def connection(error: AgentError) -> Connection:
 
 
 @pytest.mark.parametrize(
-    ("error", "fix", "code"),
+    ("error", "fix", "failure", "code"),
     [
-        (NotAuthorisedError("no"), "the command", ExitCode.USAGE_OR_SETTINGS),
-        (StoreNotAuthorisedError("no"), "the command", ExitCode.USAGE_OR_SETTINGS),
-        (TransientError("away"), "where to look", ExitCode.UNREACHABLE),
-        (PermanentError("odd"), "where to look", ExitCode.EXPECTATION_FAILED),
-        (ConfigurationError("no such queue"), "where to look", ExitCode.USAGE_OR_SETTINGS),
+        (NotAuthorisedError("no"), "the command", Failure.REFUSED, ExitCode.USAGE_OR_SETTINGS),
+        (StoreNotAuthorisedError("no"), "the command", Failure.REFUSED, ExitCode.USAGE_OR_SETTINGS),
+        (TransientError("away"), "where to look", Failure.UNREACHABLE, ExitCode.UNREACHABLE),
+        (PermanentError("odd"), "where to look", Failure.UNEXPECTED, ExitCode.EXPECTATION_FAILED),
+        (ConfigurationError("no such queue"), "where to look", Failure.REFUSED, ExitCode.USAGE_OR_SETTINGS),
     ],
 )
-def test_what_to_do_and_the_exit_code_follow_from_the_error(error: AgentError, fix: str, code: ExitCode) -> None:
+def test_what_to_do_and_the_exit_code_follow_from_the_error(
+    error: AgentError, fix: str, failure: Failure, code: ExitCode
+) -> None:
     result = result_of(connection(error))
-    assert (result.ok, result.detail, result.fix, result.code) == (False, str(error), fix, code)
+    assert (result.ok, result.detail, result.fix, result.failure) == (False, str(error), fix, failure)
+    assert exit_code_of(error) == code
 
 
 def test_a_missing_setting_is_fixed_by_setting_it() -> None:
@@ -119,7 +136,7 @@ def test_an_identity_that_the_workspace_does_not_know_is_fixed_by_making_it_know
 
 def test_what_works_needs_nothing() -> None:
     result = result_of(Connection("Somewhere", lambda: "well", "the command", "where to look"))
-    assert (result.ok, result.detail, result.fix, result.code) == (True, "well", "", ExitCode.AS_EXPECTED)
+    assert (result.ok, result.detail, result.fix, result.failure) == (True, "well", "", None)
 
 
 # --- The command
@@ -225,3 +242,174 @@ def test_a_mail_service_that_refuses_the_key_says_which(tmp_path: Path, monkeypa
 def refuse_everything(url: str) -> None:
     fault = {"match": "* /emails", "kind": "error", "status": 401, "body": {"error": {"code": "Denied"}}}
     urlopen(f"{url}/_standin/faults", json.dumps({"faults": [fault]}).encode()).close()
+
+
+# --- The app's own check
+
+
+@dataclass
+class DeployedApp:
+    """Answers as an app in Azure may, and keeps the requests that it got."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
+    url: str = ""
+
+    def reports(self, *results: dict[str, object]) -> None:
+        self.body = json.dumps({"checks": results}).encode()
+
+
+@pytest.fixture
+def deployed() -> Iterator[DeployedApp]:
+    answers = DeployedApp()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answers.requests.append((self.path, self.headers.get("x-functions-key")))
+            self.send_response(answers.status)
+            for name, value in answers.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(answers.body)))
+            self.end_headers()
+            self.wfile.write(answers.body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    answers.url = f"http://127.0.0.1:{server.server_port}"
+    yield answers
+    server.shutdown()
+    server.server_close()
+
+
+WELL = {"name": "Tables", "ok": True, "detail": "not paused", "fix": "", "failure": None}
+REFUSED = {"name": "Tables", "ok": False, "detail": "[no]", "fix": "az role assignment create …", "failure": "refused"}
+AWAY = {"name": "E-mail", "ok": False, "detail": "away", "fix": "look there", "failure": "unreachable"}
+ODD = {"name": "Model", "ok": False, "detail": "odd", "fix": "look there", "failure": "unexpected"}
+FOUR_FIELDS = {"name": "Model", "ok": False, "detail": "odd", "fix": "look there"}
+
+
+@pytest.mark.parametrize(
+    ("results", "code"),
+    [
+        ([WELL], ExitCode.AS_EXPECTED),
+        ([WELL, REFUSED], ExitCode.USAGE_OR_SETTINGS),
+        ([AWAY], ExitCode.UNREACHABLE),
+        ([AWAY, REFUSED], ExitCode.USAGE_OR_SETTINGS),
+        ([AWAY, ODD], ExitCode.EXPECTATION_FAILED),
+        ([FOUR_FIELDS], ExitCode.EXPECTATION_FAILED),
+    ],
+)
+def test_what_the_app_found_is_shown_as_if_it_were_found_here(
+    deployed: DeployedApp, results: list[dict[str, object]], code: ExitCode
+) -> None:
+    deployed.reports(*results)
+
+    as_json, as_table = run("--app", deployed.url, "--json"), run("--app", deployed.url)
+
+    assert as_json.exit_code == as_table.exit_code == code
+    shown = [{key: value for key, value in result.items() if key != "failure"} for result in results]
+    assert json.loads(as_json.stdout) == {"checks": shown}
+    for result in results:
+        assert str(result["detail"]) in as_table.stdout
+        assert str(result["fix"]) in as_table.stdout.splitlines() or not result["fix"]
+    assert deployed.requests == [("/api/check", None)] * 2
+
+
+def test_the_key_comes_from_the_environment(deployed: DeployedApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUNCTION_APP_KEY", "s3cret-key\n")
+    deployed.reports(WELL)
+    assert run("--app", deployed.url).exit_code == ExitCode.AS_EXPECTED
+    assert deployed.requests == [("/api/check", "s3cret-key")]
+
+
+def test_a_key_goes_to_no_other_address(deployed: DeployedApp) -> None:
+    deployed.status, deployed.headers = 302, {"Location": f"{deployed.url}/elsewhere"}
+    with pytest.raises(PermanentError, match="answered 302"):
+        ask_app(deployed.url, key="s3cret-key")
+    assert deployed.requests == [("/api/check", "s3cret-key")]
+
+
+def test_what_is_no_key_is_not_sent_and_not_shown(deployed: DeployedApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUNCTION_APP_KEY", "s3cret\nkey")
+    result = run("--app", deployed.url)
+    assert result.exit_code == ExitCode.USAGE_OR_SETTINGS
+    assert "s3cret" not in result.output
+    assert "FUNCTION_APP_KEY" in result.stderr
+    assert deployed.requests == []
+
+
+NOT_SET_UP = json.dumps({"ok": False, "problem": "missing settings: SENDER_EMAIL. Set them …"}).encode()
+KEY_COMMAND = (
+    'export FUNCTION_APP_KEY="$(az functionapp keys list --name "$(azd env get-value FUNCTION_APP_NAME)"'
+    ' --resource-group "$(azd env get-value AZURE_RESOURCE_GROUP)" --query functionKeys.default --output tsv)"'
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said", "code"),
+    [
+        (401, b"", KEY_COMMAND, ExitCode.USAGE_OR_SETTINGS),
+        (403, b"This web app is stopped.", "az functionapp start", ExitCode.USAGE_OR_SETTINGS),
+        (404, b"", "azd deploy", ExitCode.USAGE_OR_SETTINGS),
+        (503, NOT_SET_UP, "missing settings: SENDER_EMAIL", ExitCode.USAGE_OR_SETTINGS),
+        (503, b"<html>Service Unavailable</html>", "answered 503: try again", ExitCode.UNREACHABLE),
+        (504, b"", "answered 504: try again", ExitCode.UNREACHABLE),
+        (429, b"", "answered 429: try again", ExitCode.UNREACHABLE),
+        (400, b"", "answered 400: is that the address", ExitCode.EXPECTATION_FAILED),
+        (200, b"<html>", "no report", ExitCode.EXPECTATION_FAILED),
+        (200, b"[]", "no report", ExitCode.EXPECTATION_FAILED),
+        (200, b'{"checks": [{"name": "Tables"}]}', "no report", ExitCode.EXPECTATION_FAILED),
+        (200, b'{"ok": true}', "no report", ExitCode.EXPECTATION_FAILED),
+    ],
+)
+def test_every_other_answer_says_what_to_do(
+    deployed: DeployedApp, status: int, body: bytes, said: str, code: ExitCode
+) -> None:
+    deployed.status, deployed.body = status, body
+
+    as_text, as_json = run("--app", deployed.url), run("--app", deployed.url, "--json")
+
+    assert as_text.exit_code == as_json.exit_code == code
+    assert said in as_text.stderr
+    assert said in json.loads(as_json.stdout)["error"]
+
+
+def test_an_app_that_cannot_be_reached_says_so() -> None:
+    result = run("--app", "http://127.0.0.1:1")
+    assert result.exit_code == ExitCode.UNREACHABLE
+    assert "does not answer" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [
+        ("https://func-abc.azurewebsites.net", "https://func-abc.azurewebsites.net/api/check"),
+        ("func-abc.azurewebsites.net/", "https://func-abc.azurewebsites.net/api/check"),
+        ("http://localhost:17071", "http://localhost:17071/api/check"),
+    ],
+)
+def test_the_address_of_the_app(address: str, url: str) -> None:
+    assert url_of(address) == url
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "https://",
+        "https://a.example/api/check",
+        "https://a.example?x",
+        "ftp://a.example",
+        "http://a.example",
+        "https://a:b",
+    ],
+)
+def test_what_is_no_address_is_refused_before_anything_is_sent(address: str) -> None:
+    result = run("--app", address)
+    assert result.exit_code == ExitCode.USAGE_OR_SETTINGS
+    assert "--app" in result.stderr

@@ -11,8 +11,10 @@ import pytest
 import yaml
 from cronsim import CronSim
 
+from agent.app_check import ROUTE
 from shared import bootstrap, decision_history, messages, schedules
 from shared.domain import Mode
+from shared.setting_values import RULES, Choice, Number, Table
 from shared.settings import Settings, environment_name
 from tests.functions.test_function_app import bindings
 from tests.infra.bicep import ROOT, Tree, all_files, decorators, read
@@ -102,6 +104,27 @@ def test_modes_are_those_of_the_code_and_the_default_only_observes() -> None:
     assert mode["default"] == Settings.model_fields["default_mode"].default == Mode.OBSERVE
 
 
+@pytest.mark.parametrize(
+    ("parameter", "setting"),
+    [("defaultMode", "DEFAULT_MODE"), ("aiMode", "AI_MODE"), ("maxRetryAttempts", "MAX_RETRY_ATTEMPTS")],
+)
+def test_a_parameter_may_be_what_its_setting_may_be(parameter: str, setting: str) -> None:
+    limits, rule = decorators(MAIN.parameters[parameter]), RULES[setting]
+    if isinstance(rule, Number):
+        assert (limits["min_value"], limits["max_value"]) == (rule.low, rule.high)
+    else:
+        assert isinstance(rule, Choice)
+        assert set(limits["allowed"]) == set(rule.words)
+
+
+def test_json_settings_are_objects_for_whoever_deploys() -> None:
+    for parameter, setting in (("jobTags", "JOB_TAGS"), ("owners", "OWNERS")):
+        assert MAIN.parameters[parameter]["type"] == "object"
+        call = MAIN.variable("choiceSettings")[setting]["function"]
+        assert (call["type"], list(call["parameters"].values())) == ("string", [parameter])
+        assert isinstance(RULES[setting], Table)
+
+
 def test_secrets_are_references_to_the_names_in_the_key_vault() -> None:
     kept = {resource.value("name") for resource in read("modules/keyVault.bicep").resources} - {"name", "to-workspace"}
     referred = set(re.findall(r"SecretName=([a-z-]+)\)", MAIN.text))
@@ -185,10 +208,11 @@ def test_the_runtime_is_the_python_of_the_project() -> None:
     assert project["requires-python"].startswith(f">={runtime['version']}")
 
 
-def test_the_health_url_is_where_health_answers() -> None:
+def test_health_and_check_answer_where_they_are_asked() -> None:
     prefix = json.loads((ROOT / "host.json").read_text())["extensions"]["http"]["routePrefix"]
-    route = bindings()["health"]["route"]
-    assert MAIN.outputs["HEALTH_URL"]["value"].endswith(f"/{prefix}/{route}")
+    assert MAIN.outputs["HEALTH_URL"]["value"].endswith(f"/{prefix}/{bindings()['health']['route']}")
+    assert f"/{prefix}/{bindings()['check']['route']}" == ROUTE
+    assert "output APP_URL string = app.outputs.url" in MAIN.text
 
 
 def test_azd_finds_the_app_that_bicep_makes() -> None:
@@ -196,6 +220,7 @@ def test_azd_finds_the_app_that_bicep_makes() -> None:
     ((name, service),) = project["services"].items()
     assert name == MAIN.modules["app"]["config"]["params"]["serviceName"]
     assert service == {"project": ".", "language": "python", "host": "function"}
+    assert project["requiredVersions"]["azd"].startswith(">= ")
     assert (ROOT / project["infra"]["path"] / f"{project['infra']['module']}.bicep").is_file()
     assert "'azd-service-name': serviceName" in APP.text
     assert MAIN.variable("tags") == {"'azd-env-name'": "environmentName"}

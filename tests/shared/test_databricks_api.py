@@ -16,7 +16,7 @@ from requests import exceptions as requests_exceptions
 
 from local.databricks.server import create_databricks_app
 from local.http_standin import running
-from shared.databricks_api import WorkspaceApi, check_access, translated, workspace_name
+from shared.databricks_api import WorkspaceApi, check_access, translated
 from shared.domain import Json
 from shared.errors import (
     AgentError,
@@ -44,19 +44,6 @@ def api_of(service: Service) -> WorkspaceApi:
 
 
 # Settings
-
-
-@pytest.mark.parametrize(
-    ("host", "name"),
-    [
-        (WORKSPACE_HOST, "1234567890123456"),
-        ("https://dbc-a1b2.cloud.databricks.com", "dbc-a1b2.cloud.databricks.com"),
-        ("http://127.0.0.1:18081", "127.0.0.1-18081"),
-        ("https://[::1]:443", "--1-443"),
-    ],
-)
-def test_name_of_a_workspace(host: str, name: str) -> None:
-    assert workspace_name(host) == name
 
 
 @pytest.mark.parametrize(

@@ -181,8 +181,10 @@ def test_nobody_to_mail_is_an_error_that_says_what_to_set(service: Service) -> N
 
 
 def test_a_sender_that_the_service_does_not_take_is_a_permanent_error(service: Service) -> None:
-    with pytest.raises(PermanentError, match=r"answered 400 \(BadRequest\); check sender"):
-        service.notifier(sender_email="nobody").send(MAIL)
+    service.set_fault(kind="error", status=400, body={"error": {"code": "DomainNotLinked"}})
+
+    with pytest.raises(PermanentError, match=r"answered 400 \(DomainNotLinked\); check sender"):
+        service.notifier().send(MAIL)
 
     assert service.mails() == []
 
@@ -302,7 +304,6 @@ def test_the_connection_test_says_why_not(service: Service, caplog: pytest.LogCa
     [
         ({"acs_endpoint": "", "sender_email": ""}, ("ACS_ENDPOINT", "SENDER_EMAIL")),
         ({"sender_email": ""}, ("SENDER_EMAIL",)),
-        ({"acs_access_key": "not-base64"}, ("ACS_ACCESS_KEY",)),
         ({"acs_access_key": ""}, ("ACS_ENDPOINT", "ACS_ACCESS_KEY")),
     ],
 )
@@ -313,7 +314,6 @@ def test_settings_with_which_nothing_can_be_sent_are_named(settings: dict[str, s
         with pytest.raises(ConfigurationError) as refusal:
             attempt()
         assert refusal.value.names == names
-        assert "not-base64" not in str(refusal.value)
     assert not notifier.test_connection()
 
 

@@ -113,22 +113,22 @@ def test_without_a_client_id_the_person_who_is_signed_in_gets_the_role() -> None
 
 
 @pytest.mark.parametrize(
-    ("service", "key"),
+    ("service", "key", "value"),
     [
-        (SERVICE_BUS, "SERVICE_BUS_CONNECTION"),
-        (TABLES, "TABLES_CONNECTION_STRING"),
-        (EMAIL, "ACS_ACCESS_KEY"),
-        (MODEL, "AZURE_OPENAI_KEY"),
+        (SERVICE_BUS, "SERVICE_BUS_CONNECTION", "Endpoint=sb://a/;SharedAccessKey=secret-value"),
+        (TABLES, "TABLES_CONNECTION_STRING", "AccountKey=secret-value"),
+        (EMAIL, "ACS_ACCESS_KEY", "c2VjcmV0LXZhbHVl"),
+        (MODEL, "AZURE_OPENAI_KEY", "secret-value"),
     ],
 )
-def test_where_a_key_is_refused_no_role_would_help(service: AzureService, key: str) -> None:
-    text = role_commands.role_assignments(service, settings_with(**{key.lower(): "secret-value"}))
+def test_where_a_key_is_refused_no_role_would_help(service: AzureService, key: str, value: str) -> None:
+    text = role_commands.role_assignments(service, settings_with(**{key.lower(): value}))
     assert text.startswith(f"{key} is refused")
     assert "az role" not in text
-    assert "secret-value" not in text
+    assert value not in text
 
 
-@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:10002/devstoreaccount1", "http://localhost:1", "", "https://"])
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:10002/devstoreaccount1", "http://localhost:1", ""])
 def test_a_host_that_is_none_of_azure_leaves_a_gap_to_fill_in(endpoint: str) -> None:
     script = role_commands.role_assignments(TABLES, settings_with(tables_endpoint=endpoint))
     (call,) = calls_of(script)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from shared.domain import Category, Change, ChangeKind, DecisionKind, Diagnosis, Symptoms
 from shared.errors import ConfigurationError
 from shared.triage import evidence, knowledge
-from shared.triage.rules import DEFAULT_RULE, diagnose, without_planted_words
+from shared.triage.rules import DEFAULT_RULE, diagnose
+from shared.triage.untrusted_text import without_planted_words
 
 RETRY, CHANGED = DecisionKind.RETRY, DecisionKind.RETRY_WITH_PARAMS
 ESCALATE, SKIP = DecisionKind.ESCALATE_EMAIL, DecisionKind.SKIP

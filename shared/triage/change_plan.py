@@ -57,7 +57,7 @@ def plan(
     if not changes:
         return CannotChange("It is not known what to change.")
     draft = _Draft(facts, bounds, facts.job.settings)
-    wanted = {change.word: change for change in changes}
+    wanted = {change.word: change for change in _at_the_limit_that_was_hit(changes, facts)}
     try:
         for word, change in sorted(wanted.items(), key=_order):
             # A parameter's value is that of the failed run, so it has taken its earlier steps already.
@@ -68,6 +68,14 @@ def plan(
         return CannotChange(refused.reason)
     settled = tuple(draft.changes.values())
     return _forbidden(settled, facts.job.settings, bounds) or settled
+
+
+def _at_the_limit_that_was_hit(changes: Sequence[Change], facts: RunFacts) -> Sequence[Change]:
+    """Without the run's own time limit where a parameter holds the limit, and the run did not reach its own."""
+    timed_out = any(failure.symptoms.result_state == "TIMEDOUT" for failure in facts.failures)
+    if timed_out or not any(change.kind is ChangeKind.PARAM for change in changes):
+        return changes
+    return [change for change in changes if change.kind is not ChangeKind.TIMEOUT_UP]
 
 
 def _order(wanted: tuple[str, Change]) -> int:

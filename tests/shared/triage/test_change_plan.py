@@ -452,6 +452,23 @@ def test_a_run_without_failed_tasks_has_the_timeout_of_its_job() -> None:
     assert edits(settled(facts, "timeout_up")) == [("job", "timeout_seconds", 60, 120)]
 
 
+def test_where_a_parameter_holds_the_limit_that_was_hit_the_time_limit_of_the_run_stays() -> None:
+    job = a_job(timeout_seconds=3600)
+    parameters = {"declared_parameters": {"api_timeout": "30"}}
+    failed, timed_out = a_failure("load"), a_failure("load", result_state="TIMEDOUT")
+
+    of_failed = replace(facts_of(job, failed), job=build_job_facts(settings=job, **parameters))
+    of_timed_out = replace(facts_of(job, timed_out), job=build_job_facts(settings=job, **parameters))
+
+    assert [change.target for change in settled(of_failed, "timeout_up", "param:api_timeout")] == [
+        "parameter:api_timeout"
+    ]
+    assert {change.target for change in settled(of_timed_out, "timeout_up", "param:api_timeout")} == {
+        "job",
+        "parameter:api_timeout",
+    }
+
+
 def serverless(target: str | None) -> RunFacts:
     job = a_job(tasks=[{"task_key": "load", "environment_key": "default"}])
     if target:

@@ -13,7 +13,7 @@ from shared.domain import Symptoms
 STATUS_LIMIT = 64 * 1024
 """Characters of an error in which states are looked for, half of them from its end."""
 
-LONGEST_SENTENCE = 2_000
+LONGEST_SENTENCE = 800
 """Characters of a sentence that are looked at."""
 
 SHORT_NAME = 14

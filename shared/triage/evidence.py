@@ -83,7 +83,7 @@ _COMMAND_FRAME = re.compile(r"\s{0,4}(?:File )?<(?:command|ipython-input)-[^>]{1
 _NUMBERED_CODE = re.compile(r"(?:-{1,4}> ?|\s{1,8})\d{1,6}(?: |$)")
 _MARKERS = re.compile(r"[\s~^|.\-=_*#+]{1,400}$")
 _REST_OF_TOKEN = re.compile(r"\s{0,16}(?!\w{2,40}=\S)(?=\D{0,400}\d)[A-Za-z0-9+/=_\-%~]{12,400}\s{0,4}$")
-_ESCAPED_BREAK = re.compile(r"\\{1,4}r?\\{0,4}n(?=\\{1,4}t|\s|[A-Z:\"'\[{(<.\-\\]|[a-z]{2,40}[.:])")
+_ESCAPED_BREAK = re.compile(r"\\{1,4}r?\\{0,4}n(?=\\{1,4}t|\s|[A-Z=:\"'\[{(<.\-\\]|[a-z]{2,40}[.:])")
 _BREAKABLE = re.compile(r"[;,}\]] ?|\. |\s")
 
 # What says that something went wrong, or what somebody did about it. Lower case, found anywhere in a line.
@@ -456,6 +456,33 @@ _SAYS_NOTHING = re.compile(
     r"|\S{1,120}(?:Exception|Error)[\s:]{0,60}(?:Traceback.{0,60})?)$",
     re.IGNORECASE,
 )
+_LONGEST_ANNOUNCEMENT = 600
+"""Characters: what says nothing says it in few words."""
+_GENERAL_WORDS = frozenset((
+    "run", "runs", "running", "ran", "job", "jobs", "task", "tasks", "subtask", "step", "command", "cell",
+    "notebook", "query", "statement", "application", "driver", "driverwrapper", "workload", "pipeline", "flow",
+    "update", "script", "main", "code", "user", "child", "parent", "fail", "fails", "failed", "failing", "failure",
+    "failures", "error", "errors", "exception", "exceptions", "fatal", "problem", "went", "wrong", "unexpected",
+    "unexpectedly", "unknown", "uncaught", "unhandled", "executing", "executed", "execution", "process",
+    "processing", "while", "during", "occurred", "encountered", "raised", "thrown", "happened", "got", "was",
+    "were", "is", "has", "have", "had", "been", "did", "not", "be", "being", "will", "would", "may", "with",
+    "without", "the", "an", "of", "in", "on", "for", "to", "from", "at", "by", "and", "or", "its", "this", "that",
+    "it", "all", "any", "some", "due", "see", "check", "below", "above", "following", "output", "details", "detail",
+    "log", "logs", "message", "messages", "reason", "cause", "caused", "more", "information", "info", "attempt",
+    "attempts", "retry", "retries", "retrying", "id", "ids", "result", "results", "status", "state", "finished",
+    "ended", "completed", "unsuccessfully", "aborted", "aborting", "abort", "cleaning", "cleanup", "skipped",
+    "downstream", "upstream", "get",
+))  # fmt: skip
+"""Words that name neither what failed nor why."""
+RECORD_PREFIX = re.compile(
+    r"\s{0,8}\[?(?:\d{2,4}[-/]\d{2}[-/]\d{2}[T ])?\d{2}:\d{2}:\d{2}(?:[.,]\d{1,9})?(?:Z|[+\-]\d{2}:?\d{2})?\]?\s{1,4}"
+    r"(?:\[?[\w.\-/]{1,60}\]?\s{1,4}){0,2}?(?:\[?(?:ERROR|WARN(?:ING)?|FATAL|INFO|CRITICAL)\]?:?\s{1,4}(?:- )?"
+    r"(?![\w$.]{0,80}(?:Exception|Error): )(?:[\w$.\-]{1,80}: )?|(?:[A-Z][\w$.]{1,80}: )?)"
+)
+"""What a logger puts in front of a message: time, thread, level, component."""
+_WORD = re.compile(r"[^\W\d_]{2,}")
+
+
 _CARRIERS = re.compile(
     r"\s{0,8}(?:(?:Run result unavailable|(?:Task|Job|Run) \S{1,100} failed|(?:Job|Run|Task)(?: \S{1,100})? failed "
     r"with (?:the )?(?:error |following )?(?:message|error))(?:$|[:.](?: |$))){1,4}\s{0,4}",
@@ -467,6 +494,19 @@ _HEADLINE = re.compile(r".{0,60}?\b(?:Runtime|Database|Compilation|Dependency) E
 _REMARK = re.compile(
     r"\[[a-z][\w .,\-]{1,60}\]|(?:parent|child|active|newer|next) (?:run|update)\b|last |iteration \d|refresh history"
 )
+
+
+def says_nothing(line: str) -> bool:
+    """Whether a line tells only that something failed: "ERROR Driver: Command failed", "Attempt 2 of 4. Run id 77"."""
+    if len(line) > _LONGEST_ANNOUNCEMENT:
+        return False
+    if _SAYS_NOTHING.match(line):
+        return True
+    last = _WORD.findall(line[-40:].lower())[-1:]
+    if not _GENERAL_WORDS.issuperset(last):  # most lines end here, cheaply
+        return False
+    words = _WORD.findall(_CARRIERS.sub("", RECORD_PREFIX.sub("", line, count=1), count=1).lower())
+    return _GENERAL_WORDS.issuperset(words) and bool(words or _CARRIERS.match(line))
 
 
 def _causes(lines: list[str], ranks: list[int]) -> tuple[str, ...]:
@@ -488,26 +528,28 @@ def _causes(lines: list[str], ranks: list[int]) -> tuple[str, ...]:
                 stripped = f"{stripped} {following.strip()}"
             blocks[-1].extend(_unwrapped(stripped))
         previous = stripped
-    causes = [cause for block in reversed(blocks) for cause in block if not _SAYS_NOTHING.match(cause)]
-    causes = causes or _told_causes(bare, ranks) or [line.strip() for line in lines if line.strip()][:1]
+    told = [cause for block in reversed(blocks) for cause in block]
+    causes = [cause for cause in told if not says_nothing(cause)]
+    causes = causes or _told_causes(bare, ranks, [cause for cause in told if _is_exception_line(cause)][-1:])
+    causes = causes or [line.strip() for line in lines if line.strip()][:1]
     distinct = [cause for cause, following in pairwise([*causes, ""]) if cause != following]
     if len(distinct) > MOST_CAUSES:
         distinct = distinct[: MOST_CAUSES // 2] + distinct[-MOST_CAUSES // 2 :]
     return tuple(distinct)
 
 
-def _told_causes(lines: list[str], ranks: list[int]) -> list[str]:
-    """Where no exception says why: the last line with an error class, else the first loud line that says anything."""
+def _told_causes(lines: list[str], ranks: list[int], bare_exceptions: list[str]) -> list[str]:
+    """Where no exception says why: the last line with an error class, else the last that a tool calls its error, else
+    the first loud line that says anything, else an exception without words, else any line."""
     telling = [
         (rank, f"{line.strip()} {following.strip()}" if line.endswith(":") else line.strip())
         for rank, (line, following) in zip(ranks, pairwise([*lines, ""]), strict=True)
-        if rank and line.strip() and not _SAYS_NOTHING.match(line.strip()) and not _REMARK.match(line.strip())
+        if rank and line.strip() and not says_nothing(line.strip()) and not _REMARK.match(line.strip())
     ]
     with_class = [line for _, line in telling if _ERROR_CLASS.search(line)]
-    if with_class:
-        return with_class[-1:]
-    loud = [line for rank, line in telling if rank >= _ALARM] or [line for _, line in telling]
-    return loud[:1]
+    of_tools = [line for _, line in telling if line.startswith("ERROR: ")]
+    loud = [line for rank, line in telling if rank >= _ALARM]
+    return with_class[-1:] or of_tools[-1:] or loud[:1] or bare_exceptions or [line for _, line in telling][:1]
 
 
 def _unwrapped(line: str) -> list[str]:
@@ -537,14 +579,17 @@ def _exception_types(lines: list[str]) -> tuple[str, ...]:
     return _distinct(token for token in tokens if token.endswith(_EXCEPTION_ENDS) and token[0].isalpha())
 
 
+def is_own_frame(line: str) -> bool:
+    """Whether a line is a frame, of Python or Java, of the user's own code."""
+    stripped = line.strip()
+    if stripped.startswith("at "):
+        return stripped != line and not stripped.startswith(_FRAMEWORK_PACKAGES, 3)
+    is_frame = _PYTHON_FRAME.match(line) or _COMMAND_FRAME.match(line)
+    return bool(is_frame) and not any(path in stripped for path in _FRAMEWORK_PATHS)
+
+
 def _user_frame(lines: list[str]) -> str | None:
     """The frame of the user's own code nearest to the failure: Python's last, else Java's first."""
-    frames = [line.strip() for line in lines if _PYTHON_FRAME.match(line) or _COMMAND_FRAME.match(line)]
-    own = [frame for frame in frames if not any(path in frame for path in _FRAMEWORK_PATHS)]
-    if own:
-        return own[-1]
-    for line in lines:
-        stripped = line.strip()
-        if stripped.startswith("at ") and stripped != line and not stripped.startswith(_FRAMEWORK_PACKAGES, 3):
-            return stripped
-    return None
+    own = [line.strip() for line in lines if is_own_frame(line)]
+    of_python = [frame for frame in own if not frame.startswith("at ")]
+    return of_python[-1] if of_python else next(iter(own), None)

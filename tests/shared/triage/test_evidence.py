@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.domain import Evidence, Symptoms
-from shared.triage.evidence import EXCERPT_LIMIT, TEXT_LIMIT, collect
+from shared.triage.evidence import EXCERPT_LIMIT, TEXT_LIMIT, collect, is_own_frame, says_nothing
 from tests.shared.triage.test_redaction import KINDS, leaked
 
 
@@ -140,6 +140,48 @@ def test_nested_causes_are_followed_to_the_deepest(text: str, deepest: str, fram
 
     assert evidence.deepest_cause.endswith(deepest)
     assert (frame in (evidence.user_frame or "")) if frame else evidence.user_frame is None
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("26/06/18 01:13:08 ERROR Driver: Command failed", True),
+        ("Task failed. Attempt 3 of 4. Run id 900480190784308", True),
+        ("Task main failed with message: Workload failed, see run output for details. Run ID 5, attempt 3.", True),
+        ("An error occurred while calling o12.save", True),
+        ("Task load_dim exceeded its timeout.", False),
+        ("exit code 137", False),
+        ("26/06/18 01:13:08 ERROR KeyError: 'sku'", False),
+        ("", False),
+        ("12345", False),
+    ],
+)
+def test_what_says_only_that_something_failed(line: str, *, expected: bool) -> None:
+    assert says_nothing(line) is expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('  File "/Workspace/Jobs/x.py", line 5, in load', True),
+        ("  File <command-123>:4, in clean(df)", True),
+        ("\tat com.acme.Load.run(Load.scala:12)", True),
+        ('  File "/usr/lib/python3.11/json/decoder.py", line 355, in raw_decode', False),
+        ("\tat org.apache.spark.scheduler.Task.run(Task.scala:1)", False),
+        ("at com.acme all is well", False),
+        ("KeyError: 'sku'", False),
+    ],
+)
+def test_frames_of_the_user_are_told_from_those_of_frameworks(line: str, *, expected: bool) -> None:
+    assert is_own_frame(line) is expected
+
+
+def test_a_tool_s_last_error_is_the_cause_where_nothing_else_is_named() -> None:
+    evidence = of(
+        "Library installation failed for pypi {\n}\nERROR: Could not find x==9\nERROR: No matching distribution for x==9"
+    )
+
+    assert evidence.causes == ("ERROR: No matching distribution for x==9",)
 
 
 def test_causes_run_from_the_outermost_to_the_deepest() -> None:

@@ -59,7 +59,7 @@ CAUSES = (
     Cause("PERMISSION_DENIED: User does not have {}", ("USE SCHEMA on Schema 'plant.telemetry'.", "SELECT on Table 'plant.telemetry.raw'.", "USE SCHEMA on Schema 'plant.quality'.")),
     Cause("mlflow.exceptions.RestException: RESOURCE_DOES_NOT_EXIST: Registered Model with name={} not found", ("churn_gbm", "fraud_gbm")),
     Cause("net.snowflake.client.jdbc.SnowflakeSQLException: SQL compilation error:\nObject '{}' does not exist or not authorized.", ("FIN.PUBLIC.GL", "FIN.PUBLIC.AP")),
-    Cause("com.microsoft.aad.msal4j.MsalServiceException: AADSTS{}: failure for app '¤¤¤¤¤¤¤¤-1111-4bd2-9999-abcdefabcdef'. Trace ID: ¤¤¤¤¤¤¤¤-2222-4bd2-9999-abcdefabcdef Timestamp: 2026-11-¤¤ 01:¤¤:¤¤Z", ("7000215", "7000222", "700016")),
+    Cause("com.microsoft.aad.msal4j.MsalServiceException: AADSTS{}: failure for app '81ac716a-1111-4bd2-9999-abcdefabcdef'. Trace ID: ¤¤¤¤¤¤¤¤-2222-4bd2-9999-abcdefabcdef Timestamp: 2026-11-¤¤ 01:¤¤:¤¤Z", ("7000215", "7000222", "700016")),
     Cause("[DATATYPE_MISMATCH.BINARY_OP_DIFF_TYPES] Cannot resolve \"({} = x)\" due to data type mismatch. SQLSTATE: 42K09; line ¤ pos ¤¤", ("day", "month")),
     Cause("Cluster ¤¤¤¤-¤¤¤¤¤¤-abcd¤¤¤¤ was terminated. Reason: {}", ("SPOT_INSTANCE_TERMINATION (CLOUD_FAILURE). Parameters: instance_id: ¤¤¤¤¤¤¤¤abcdef", "DRIVER_UNREACHABLE (CLOUD_FAILURE). Parameters: instance_id: ¤¤¤¤¤¤¤¤abcdef"), is_exception=False),
     Cause("py4j.protocol.Py4JJavaError: An error occurred while calling o¤¤¤.load.\n: java.util.concurrent.TimeoutException: Futures timed out after [¤¤¤ seconds] waiting for {}", ("broadcast", "metastore")),
@@ -256,6 +256,139 @@ def test_columns_of_a_schema_dump_and_a_package_after_advice_tell_causes_apart()
         assert _fingerprint(text.format("acme_core")) == _fingerprint(text.format("acme_core"))
 
 
+ANNOUNCEMENTS = [
+    "26/05/01 10:11:13 ERROR Driver: Command failed",
+    "2026-05-01 10:11:12,123 ERROR root: Job failed",
+    "26/05/01 10:11:13 ERROR ScalaDriverLocal: User code error",
+    "Task failed. Attempt 1 of 3. Run id 889900",
+    "Notebook execution failed",
+    "An error occurred while running the job.",
+    "Run 417900027342409 finished at 2026-06-09T20:58:37.526Z",
+]
+
+
+@pytest.mark.parametrize("announcement", ANNOUNCEMENTS)
+@pytest.mark.parametrize(
+    "cause", ["Quota exceeded for vault kv-a", "Could not reach driver of cluster 1123-221784-iu1ksxj4."]
+)
+def test_a_line_that_only_says_that_something_failed_is_not_the_cause(cause: str, announcement: str) -> None:
+    assert _fingerprint(f"{announcement}\n{cause}") == _fingerprint(cause)
+
+
+def test_where_nothing_but_failures_of_tasks_is_told_the_innermost_task_is_the_cause() -> None:
+    told = "Task {} failed with message: Workload failed, see run output for details. Run ID 5669, job 18, attempt 3."
+    alone, inside = told.format("load_finance"), f"Task main_15 failed with message: {told.format('load_finance')}"
+
+    assert _fingerprint(alone) == _fingerprint(inside)
+    assert _fingerprint(alone) != _fingerprint(told.format("load_crm"))
+
+
+ENVELOPES = [
+    '{{"run_id":195762,"state":{{"result_state":"FAILED","state_message":"{}"}},"execution_duration":657000}}',
+    '{{"timestamp":"2026-01-01T00:00:00Z","level":"ERROR","logger":"x.y","msg":"{}"}}',
+    'Unable to start: {{"error":{{"code":400,"message":"{}"}}}}',
+    '{{"id":"1","message":"Update 5 is FAILED.","error":{{"exceptions":[{{"message":"{}"}}],"fatal":true}}}}',
+    "Library resolution failed. Cause: java.lang.RuntimeException: {}",
+    "[STREAM_FAILED] Query [id = 1a-2b, runId = 3c] terminated with exception: {}",
+    "Fatal error: {} Cluster 0811-178836-pcnz45uh, run 296385738850161.",
+    "{} (retry 3)",
+    "{} [TraceId: bb91f667-dc68-84af-dcb1-b9d543fba24d]",
+    "{} Request id 5b1e9c7a-2f4d-4c88-9a31-7d0f6e2b4c15, at 2026-01-02T03:04:05.678Z",
+    "{} (com.microsoft.sqlserver.jdbc.SQLServerException)",
+]
+
+
+@pytest.mark.parametrize("envelope", ENVELOPES)
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "[UNRESOLVED_COLUMN.WITHOUT_SUGGESTION] A column with name `vat` cannot be resolved.",
+        "[UC_VOLUME_NOT_FOUND] Volume `m`.`r`.`a` does not exist.",
+    ],
+)
+def test_the_innermost_message_of_a_line_is_the_cause(cause: str, envelope: str) -> None:
+    assert _fingerprint(envelope.format(cause)) == _fingerprint(cause)
+    assert _fingerprint(envelope.format(cause.replace("`vat`", "`tax`").replace("`a`", "`b`"))) != _fingerprint(cause)
+
+
+@pytest.mark.parametrize(
+    ("provider", "code", "message", "other"),
+    [
+        ("azure", "AllocationFailed", "The size 'Standard_E16ds_v5' is not available in 'westeurope'.", "The size 'Standard_D16ds_v5' is not available in 'westeurope'."),
+        ("aws", "InsufficientInstanceCapacity", "We do not have sufficient m5.2xlarge capacity.", "We do not have sufficient m5.4xlarge capacity."),
+        ("gcp", "QUOTA_EXCEEDED", "Quota 'SSD_TOTAL_GB' exceeded.", "Quota 'N2_CPUS' exceeded."),
+    ],
+)  # fmt: skip
+def test_what_a_cloud_says_is_the_cause_however_it_is_told(provider: str, code: str, message: str, other: str) -> None:
+    terminated = (
+        "Cluster 0101-111111-aaaabbb1 was terminated. Reason: CLOUD_PROVIDER_LAUNCH_FAILURE (CLOUD_FAILURE). Parameters: "
+        f"{provider}_error_code:{code}, {provider}_error_message:{{}} Please try another. instance_id:1a2b"
+    )
+    waiting = (
+        "Unexpected failure while waiting for the cluster 0202-222222-bbbbccc2 to be ready: Cluster 0202-222222-bbbbccc2 is in "
+        f"unexpected state Terminated: CLOUD_PROVIDER_LAUNCH_FAILURE(CLOUD_FAILURE): {provider}_error_message:{{}},{provider}_error_code:{code}"
+    )
+    assert _fingerprint(terminated.format(message)) == _fingerprint(waiting.format(message))
+    assert _fingerprint(terminated.format(message)) != _fingerprint(terminated.format(other))
+
+
+def _in_function(name: str, error: str) -> str:
+    return f'Traceback (most recent call last):\n  File "/Workspace/Jobs/x.py", line 5, in {name}\n    go()\n{error}'
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "ZeroDivisionError: division by zero",
+        "AssertionError",
+        "TypeError: 'NoneType' object is not iterable",
+        "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
+        "json.decoder.JSONDecodeError: Extra data: line 3 column 1 (char 77)",
+    ],
+)
+def test_an_error_of_code_that_names_nothing_is_told_apart_by_its_function(error: str) -> None:
+    assert _fingerprint(_in_function("load", error)) != _fingerprint(_in_function("save", error))
+    assert _fingerprint(_in_function("load", error)) == _fingerprint(
+        _in_function("load", error).replace("line 5", "line 77")
+    )
+
+
+def test_an_error_of_java_code_is_told_apart_by_the_frame_below_it() -> None:
+    text = "java.lang.NullPointerException\n\tat java.util.Objects.requireNonNull(Objects.java:1)\n\tat com.acme.{}(Job.scala:12)"
+
+    assert _fingerprint(text.format("Load.run")) != _fingerprint(text.format("Save.run"))
+    assert _fingerprint(text.format("Load.run")) == _fingerprint(text.format("Load.run").replace(":12", ":99"))
+
+
+@pytest.mark.parametrize(
+    ("text", "one", "other"),
+    [
+        ("FAILED: assertion failed: no rows\nNotebook path: /Workspace/Prod/{}", "orders", "items"),
+        ("Flow '{}' has FAILED fatally.\nSparkException: checkpoint is incompatible with the plan", "orders", "items"),
+        ("io.delta.exceptions.ConcurrentAppendException: Files were changed.\nMERGE INTO a.b.c t USING s ON {}", "t.x = s.x", "t.x = s.x AND t.y = s.y"),
+        ("[DIVIDE_BY_ZERO] Division by zero. Use `try_divide` to tolerate it. SQLSTATE: 22012\n== SQL (line 1, position 8) ==\nSELECT {}", "a / b", "c / d"),
+        ("Failed to read dbfs:/a/{}: java.io.IOException: stream closed", "orders", "items"),
+        ("Error while processing '{}': java.lang.IllegalStateException: closed", "orders", "items"),
+        ("AnalysisException: A schema mismatch detected.\nData schema adds:\nroot\n-- {}: double (nullable = true)", "rebate", "discount"),
+        ("javax.net.ssl.SSLHandshakeException: PKIX path building failed\n  connecting to https://{}/api", "erp.acme.example", "crm.acme.example"),
+        ("Connection to {} refused.\nCaused by: java.net.ConnectException: Connection refused (attempt 2)", "pg-a.acme.example:5432", "pg-b.acme.example:5432"),
+        ("SIGSEGV (0xb) at pc=0x00007f8a1c2b3d4e\n# Problematic frame: C  [{}+0x1]", "libnetcdf.so", "libgdal.so"),
+        ("The TCP/IP connection to the host {}, port 1433 has failed.", "sql-erp-01.acme.example", "sql-erp-02.acme.example"),
+        ("PERMISSION_DENIED: Principal {} does not have USE CATALOG on Catalog 'main'.", "5b1e9c7a-2f4d-4c88-9a31-7d0f6e2b4c15", "6b1e9c7a-2f4d-4c88-9a31-7d0f6e2b4c15"),
+        ("ERROR: No matching distribution found for acme=={}", "2.3.1", "2.4.0"),
+        ("java.lang.RuntimeException: com.acme:lib_2.12:{} download failed.", "1.2.3", "1.2.4"),
+        ("FileNotFoundException: /Volumes/main/libs/acme-{}-py3-none-any.whl", "1.2.3", "1.2.4"),
+        ("Failed to pull docker image acme.azurecr.io/etl:{}: unauthorized", "3.1", "3.2"),
+        ("DB2 SQL Error: SQLCODE={}, SQLERRMC=FIN.ORDERS", "-204", "-551"),
+    ],
+)  # fmt: skip
+def test_what_stands_near_or_in_the_message_tells_causes_apart(text: str, one: str, other: str) -> None:
+    assert _fingerprint(text.format(one)) != _fingerprint(text.format(other))
+    assert _fingerprint(text.format(one)) == _fingerprint(
+        f"26/01/02 03:04:05 ERROR Driver: Command failed\n{text.format(one)}"
+    )
+
+
 @pytest.mark.parametrize(("one", "other"), TOLD_OTHERWISE)
 def test_one_cause_told_otherwise_is_the_same(one: str, other: str) -> None:
     assert _fingerprint(one) == _fingerprint(other)
@@ -277,6 +410,11 @@ def test_another_object_service_or_code_is_another_cause(one: str, other: str) -
         ("path abfss://raw@lake.dfs.core.windows.net/orders/date=2026-11-22/x", "path abfss://raw@lake.dfs.core.windows.net/orders/date=#/x"),
         ("host https://adb-30117754409.7.azuredatabricks.net/sql?o=1", "host https://adb-#.azuredatabricks.net/sql"),
         ("id 81ac716a-b5d8-534d-2151-4ff69e5f0a05 at 0x7f2513c46003", "id # at #"),
+        ("f-48c90cffddb9.json of pod etl-worker-7f9c4d8b-x2k4q", "f-#.json of pod etl-worker-#"),
+        ("s3://b/x/2026/01/02/02554-5685d624-8dd6-756b-70c1-04a1b401ba85.avro", "s3://b/x/#.avro"),
+        ("Extended Request ID: 7lHIxgzv+qYtB/x=, on Fri Jan 03 10:11:12 2026", "extended #, on #"),
+        ("kafka-1.acme.example or sql-erp-02.acme.example", "#.acme.example or sql-erp-02.acme.example"),
+        ("ORA-01555: snapshot of Standard_E16ds_v5", "ora-01555: snapshot of standard_e16ds_v5"),
         ("", ""),
     ],
 )  # fmt: skip

@@ -6,6 +6,7 @@ import base64
 import json
 import random
 import string
+import time
 from collections.abc import Callable
 from urllib.parse import quote
 
@@ -139,6 +140,28 @@ KINDS: dict[str, tuple[str, Generator]] = {
     "argument-list": ("Command '['load.py', '--sas-token', '{}', '--full']' returned 2", _of(ALPHANUMERIC, 40)),
     "sas-list": ("'--sas-token', 'sv=2024-11-04&ss=b&sp=rl&sig=/{}'", KEY_32),
     "ldap": ("ldapsearch -x -D cn=etl -w {} -b dc=corp", _of(ALPHANUMERIC, 14)),
+    "sqlcmd": ("+ sqlcmd -S sql-1 -U etl_reader -P {} -Q 'select 1'", PASSWORD),
+    "twine": ("twine upload -u etl -p {} dist/x.whl", _of(ALPHANUMERIC, 16)),
+    "lftp": ("+ lftp -u partner,{} sftp://files.example -e 'get day.csv'", _of(ALPHANUMERIC, 14)),
+    "sqlplus": ("+ sqlplus -s fin_ro/{}@FINPRD @extract.sql", _of(ALPHANUMERIC, 14)),
+    "keytool": ("keytool -list -keystore k.jks -storepass {}", _of(ALPHANUMERIC, 12)),
+    "password-stdin": ("+ echo {} | docker login acr.example --password-stdin", _of(ALPHANUMERIC, 20)),
+    "secrets-put": ('POST /api/2.0/secrets/put {{"scope":"kv","key":"erp-pass","string_value":"{}"}}', PASSWORD),
+    "secret-of-vault": ("az keyvault secret set --vault-name kv --name erp --value {}", _of(ALPHANUMERIC, 14)),
+    "basic-tuple": ("requests.get(url, auth=('etl', '{}'))", PASSWORD),
+    "user-info": ("'basic.auth.user.info': 'K7QW2MZP4TR6XN3B:{}'", KEY_64),
+    "login-national": ("CREATE LOGIN etl WITH PASSWORD = N'{}', CHECK_POLICY = OFF", PASSWORD),
+    "decrypt": ("SELECT aes_decrypt(unbase64(card), '{}') FROM t", _of(ALPHANUMERIC, 16)),
+    "insert": ("INSERT INTO cfg (name, user, password) VALUES ('erp', 'etl', '{}')", _of(ALPHANUMERIC, 14)),
+    "ftp": ("> PASS {}\n< 530 Not logged in", _of(ALPHANUMERIC, 14)),
+    "redis-auth": ("redis> AUTH default {}", _of(ALPHANUMERIC, 14)),
+    "cdata": ("<db><password><![CDATA[{}]]></password></db>", PASSWORD),
+    "xml-typed": ('<wsse:Password Type="http://oasis#PasswordText">{}</wsse:Password>', PASSWORD),
+    "parameter-pair": ('{{"ParameterKey":"DbPassword","Secure":true,"ParameterValue":"{}"}}', PASSWORD),
+    "bind-password": ("bindpw={}", PASSWORD),
+    "told": ("the password for user etl is {} since May", _of(ALPHANUMERIC, 14)),
+    "key-of-service": ("AZURE_OPENAI_KEY={}", _of(HEX, 32)),
+    "web-key": ('{{"kty":"RSA","n":"0vx7","d":"{}"}}', _of(URL_SAFE, 86)),
     "email-of-url": ("smtp://j.doe%40corp.example:{}@smtp.corp.example:587", _of(ALPHANUMERIC, 14)),
     "email-in-path": ("could not open /Workspace/Users/{}/load", _joined("j.", _of(string.ascii_lowercase + "1", 7), "@contoso.example")),
     "ssh-comment": ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "X1O0dE43" * 5 + " {}", _joined("j.", _of(string.ascii_lowercase + "1", 7), "@laptop-38")),
@@ -189,10 +212,22 @@ def _in_a_trace(text: str, secret: str, rng: random.Random) -> str:
     return f"{BEFORE}\nCaused by: java.io.IOException: {text.format(secret)}\n\tat com.acme.Load.run(Load.scala:12)\n{AFTER}"
 
 
+def _in_sql(text: str, secret: str, rng: random.Random) -> str:
+    return "INSERT INTO ops.errors VALUES (7, '" + _plain(text, secret, rng).replace("'", "''") + "')"
+
+
+def _in_csv(text: str, secret: str, rng: random.Random) -> str:
+    return '7,"' + _plain(text, secret, rng).replace('"', '""') + '",failed'
+
+
+def _colour_codes_printed(text: str, secret: str, rng: random.Random) -> str:
+    return _plain(text, f"^[[31m{secret}^[[0m", rng)
+
+
 CARRIERS = {
     carrier.__name__: carrier
     for carrier in (
-        _plain, _json_escaped, _json_twice, _url_encoded, _coloured, _wrapped, _wrapped_and_indented, _in_a_log, _in_a_trace,
+        _plain, _json_escaped, _json_twice, _url_encoded, _coloured, _wrapped, _wrapped_and_indented, _in_a_log, _in_a_trace, _in_sql, _in_csv, _colour_codes_printed,
     )
 }  # fmt: skip
 LEAST_RECALL = {"_wrapped": 0.9, "_wrapped_and_indented": 0.9}
@@ -246,7 +281,103 @@ def test_private_key_block_is_one_marker(label: str, carry: Callable[[str], str]
         assert "see run 42" in redacted
 
 
+TABLES = {
+    "show": "+---+----+----------------+\n|id |user|password        |\n+---+----+----------------+\n|1  |etl |{0}  |\n|2  |crm |{1}  |\n+---+",
+    "psql": " id | login | passwd \n----+-------+--------\n  1 | etl   | {0}\n  2 | crm   | {1}\n(2 rows)",
+    "markdown": "| source | client_secret | ok |\n|---|---|---|\n| erp | {0} | yes |\n| crm | {1} | no |",
+    "frame": "│ user │ password │\n├──────┼──────────┤\n│ etl  │ {0} │\n│ crm  │ {1} │",
+    "data frame": "    source  user      password\n0   erp     etl       {0}\n1   crm     svc       {1}",
+    "csv": "host,user,password\ndb1,etl,{0}\ndb2,crm,{1}",
+    "tabs": "user\tpassword\tactive\netl\t{0}\ttrue\ncrm\t{1}\tfalse",
+    "names beside values": "| db_password | {0} |\n| db_host | db1 |\n| api_token | {1} |",
+    "one record": "-RECORD 0----\n user     | etl\n password | {0}\n-RECORD 1----\n user     | crm\n password | {1}",
+    "property": '<property name="db.password">\n  <value>{0}</value>\n</property>\n<key>apiToken</key>\n<string>{1}</string>',
+    "yaml": "erp:\n  password:\n    value: {0}\ncrm:\n  password: >-\n    {1}\n  host: h",
+    "yaml marks": "erp:\n  password: !vault {0}\ncrm:\n  password: &pw {1}\n  host: h",
+    "form": 'form-data; name="password"\n\n{0}\n--b\nform-data; name="token"\n\n{1}\n--b',
+}
+LINES = {
+    "alone": "{}",
+    "logged": "26/11/21 08:55:32 ERROR [main] etl.runner: {}",
+    "of a program": "stderr| {}",
+    "in a frame": "│ {}                  │",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("table", TABLES)
+def test_values_below_and_beside_a_name_go(table: str, line: str) -> None:
+    rng = random.Random(11)
+    secrets = [_of(ALPHANUMERIC, 16)(rng) for _ in range(2)]
+    text = "\n".join(LINES[line].format(row) for row in TABLES[table].format(*secrets).split("\n"))
+    redacted = redact(text)
+
+    assert not any(leaked(secret, redacted) for secret in secrets), redacted
+    assert redacted.count("[redacted:") == len(secrets)
+    assert redact(redacted) == redacted
+
+
+@pytest.mark.parametrize("width", [24, 30, 38, 47])
+@pytest.mark.parametrize("indent", ["", "  "])
+def test_a_text_wrapped_at_any_width_is_read_as_one(width: int, indent: str) -> None:
+    rng = random.Random(20261125)
+    missed = []
+    for kind, (text, generate) in KINDS.items():
+        secret = generate(rng)
+        lines = (BEFORE, f"2026-11-20 03:14:07,112 ERROR Loader: Opening {text.format(secret)} for it", AFTER)
+        if leaked(secret, redact("\n".join(part for line in lines for part in _hard_wrapped(line, width, indent)))):
+            missed.append(kind)
+
+    assert len(missed) <= 0.06 * len(KINDS), missed
+
+
+def _hard_wrapped(line: str, width: int, indent: str) -> list[str]:
+    step = width - len(indent)
+    return [line[:width], *(indent + line[start : start + step] for start in range(width, len(line), step))]
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "password ", "password=", "pass:", "token\t", " -u a -p ", "secret put ", "auth=('a','b',", "''", '=""a', "[1;3",
+        "|password|a|\n", "| password | x |\n| x | password |\n", "password,user,host\n", "  password  user\n", "&amp;amp",
+        "password for user a is ", '"password","a":b,', '<password a="b" ', "-----BEGIN PRIVATE KEY-----\nx y z ", "1.2.3.4, ",
+        "pass\nword=", "x" * 24 + "\n", "sqlplus a/b", "echo abc ", "password {a b", "stderr| secret\n", "26/11/21 08:55:32 token\n",
+    ],
+)  # fmt: skip
+def test_cost_grows_with_the_size_only(piece: str) -> None:
+    def seconds(size: int) -> float:
+        text = (piece * (size // len(piece) + 1))[:size]
+        start = time.perf_counter()
+        redact(text)
+        return time.perf_counter() - start
+
+    small = min(seconds(4_000) for _ in range(2))
+    assert seconds(16_000) < 10 * small + 0.1
+
+
 READABLE = [
+    "Done. PASS=87 WARN=0 ERROR=1 SKIP=3 TOTAL=91", "pass: 12, fail: 3", "tests pass=12/14, quality gate pass = 98.5%",
+    "PWD=/databricks/driver OLDPWD=/root", "first_pass_yield=0.97 byPass: hard", "column sig=double, code=E404, pass=3, key=id",
+    "(from versions: 18.3.0.0, 21.1.0.0)", "SNMP oid 1.3.6.1 unknown; section 10.4.2.1 of the manual", "see § 4.2.1.3",
+    "Available versions: 1.2.3.4, 1.2.3.5", "ojdbc8 21.9.0.0 is older than 23.4.0.24", "firmware 10.2.1.7, rule 5.1.1.2 of CIS",
+    "auth=(user, password), auth=HTTPBasicAuth(user, password), server.login(user, pw)",
+    "ClientSecretCredential(tenant_id, client_id, client_secret)", "OPTIONS (password secret('kv-prod', 'erp-pass1'))",
+    "mkdir -p /dbfs/tmp/out1; ssh -p 2222 etl@host; docker run -u root -p 8080:80 nginx; useradd -u 1001 etl",
+    "psql -U etl -p 5432 -h db; sqlplus /nolog @x.sql; sqlplus -s /@FINPRD @extract1.sql; mysql -u root -p",
+    "databricks secrets put-secret kv-prod erp-pass", '{"scope":"kv-prod","key":"erp-pass"} not found', 'string_value: "hello"',
+    "|col_name|data_type|comment|\n|password|string   |null   |\n|token_count|bigint|null|",
+    "+------+-----+\n|token |count|\n+------+-----+\n|the   |9120 |\n|bank  |312  |\n+------+-----+",
+    "|user|password|\n|etl |null    |\n|crm |********|", "|name|pass|fail|\n|dq1|87|3|", "columns: ['id', 'password', 'email']",
+    "|key        |is_secret|\n|erp-pass1  |true     |", "CREATE TABLE t (password STRING, token STRING NOT NULL)",
+    "password:\nValueError: empty", "password:\n  required: true", "Enter password:\nERROR 1045 (28000): Access denied",
+    "password must contain at least 8 characters and 1 digit", "The password for user etl1 is wrong",
+    "session 0a1b2c3d-1111-2222-3333-444455556666 closed", "sig=SHA256withRSA", "numpy 1.26.4 and pandas 2.2.3.0 conflict",
+    "PASS: test_orders_unique (0.3s)", "AUTH failed for user etl", "password VARCHAR(60) NOT NULL", "password: Optional[str]",
+    "password = input('pw: ')", "password=$DB_PASS1", "image acme/etl:4.1.2.7 pulled",
+    "INSERT INTO t (id, password_id, token_count) VALUES (1, 'A-17', 4096)", "INSERT INTO t (a, password) VALUES (?, ?)",
+    "basic.auth.credentials.source=USER_INFO", "credentials: host1:5432", "auth=oauth2:client",
+    "struct<id:int,password:string,token:string>", "root\n |-- password: string (nullable = true)",
     "cluster 0326-068560-9az0m4yx, job 652185542855488, run 591200848819919",
     "requestId='81ac716a-b5d8-534d-2151-4ff69e5f0a05'; ActivityId: b1266ce3-7b33-4a48-0374-0b6484eb760d",
     "commit 9f1c22ab03de41aa9f1c22ab03de41aa9f1c22ab of branch main",
@@ -326,6 +457,12 @@ def test_a_secret_in_a_hard_wrapped_record_never_leaves(width: int, indent: str)
         assert not leaked(secret, redact("\n".join(parts))), kind
         assert not leaked(secret, leaving), kind
         assert "KeyError: 'sku'" in leaving
+
+
+def test_escapes_inside_the_name_are_read() -> None:
+    secret = _of(ALPHANUMERIC, 14)(random.Random(5))
+
+    assert redact(rf"pass\x77ord\x3d{secret}") == r"pass\x77ord\x3d[redacted:password]"
 
 
 def test_the_host_after_a_password_stays() -> None:

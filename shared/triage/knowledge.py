@@ -31,7 +31,6 @@ class Where(StrEnum):
     """Where a signature may match. `sentence`: in one sentence of the status lines, each tried as a line of its own."""
 
     ANY = "any"
-    CAUSE = "cause"
     STATUS = "status"
     SENTENCE = "sentence"
 
@@ -58,17 +57,18 @@ class Effect(StrEnum):
 class Reading:
     """A text that many patterns are tried on, with its lines.
 
-    `vocabulary`: the keywords of all patterns that will be tried, looked up once; without it each looks for its own.
+    `present`: of the keywords of all patterns that will be tried those that stand in it; without it each looks for its
+    own.
     """
 
-    def __init__(self, text: str, vocabulary: frozenset[str] | None = None) -> None:
+    def __init__(self, text: str, present: frozenset[str] | None = None) -> None:
         self.text = text
         self.lines = text.split("\n")
         self._lowered_lines = [line.lower() for line in self.lines]
         self._lowered = "\n".join(self._lowered_lines)
         self._ends = list(accumulate(len(line) + 1 for line in self._lowered_lines))
         self._lines_of_keyword: dict[str, list[int]] = {}
-        self.present = None if vocabulary is None else _present(self._lowered, vocabulary)
+        self.present = present
 
     def lines_with(self, keywords: frozenset[str]) -> list[int]:
         """Numbers of the lines in which one of `keywords` (lower case) stands."""
@@ -100,8 +100,12 @@ _BEGINNING = 4
 """Characters of a keyword by which most keywords of a large vocabulary are ruled out."""
 
 
-def _present(text: str, vocabulary: frozenset[str]) -> frozenset[str]:
-    """The same for a large vocabulary: only keywords whose beginning occurs in the text are looked for."""
+def present(text: str, vocabulary: frozenset[str]) -> frozenset[str]:
+    """Those of many keywords (lower case) that stand in the text, whatever its case.
+
+    Only keywords whose beginning occurs in the text are looked for.
+    """
+    text = text.lower()
     by_beginning = _by_beginning(vocabulary)
     beginnings = {text[start : start + _BEGINNING] for start in range(len(text) - _BEGINNING + 1)}
     possible = [keyword for start in beginnings & by_beginning.keys() for keyword in by_beginning[start]]
@@ -229,10 +233,10 @@ def circumstances() -> tuple[Circumstance, ...]:
 
 
 @functools.cache
-def vocabulary(where: Where) -> frozenset[str]:
-    """The keywords of all patterns that are tried on this kind of reading; circumstances are told in status lines."""
-    patterns = [signature.pattern for signature in signatures() if signature.where is where]
-    if where is Where.STATUS:
+def vocabulary(*places: Where) -> frozenset[str]:
+    """The keywords of all patterns that are tried on these readings; circumstances are told in status lines."""
+    patterns = [signature.pattern for signature in signatures() if signature.where in places]
+    if Where.STATUS in places:
         patterns += [circumstance.pattern for circumstance in circumstances()]
     return frozenset().union(*(pattern.keywords for pattern in patterns))
 

@@ -53,16 +53,15 @@ _UNKNOWN = Verdict(
 def diagnose(symptoms: Symptoms, evidence: Evidence) -> Diagnosis:
     """What the rules make of a failure. Never raises for any text; no rule fitting means: escalate, not sure."""
     text = without_planted_words(evidence.text)
-    causes = tuple(without_planted_words(cause) for cause in evidence.causes)
+    causes = tuple(cause if cause in text else without_planted_words(cause) for cause in evidence.causes)
     evidence = replace(evidence, text=text, causes=causes)
     status = status_text(symptoms)
-    texts = {
-        Where.ANY: text,
-        Where.CAUSE: "\n".join(causes),
-        Where.STATUS: status,
-        Where.SENTENCE: sentences_of(status),
+    said = knowledge.present(status, knowledge.vocabulary(Where.STATUS, Where.SENTENCE))
+    readings = {
+        Where.ANY: Reading(text, knowledge.present(text, knowledge.vocabulary(Where.ANY))),
+        Where.STATUS: Reading(status, said),
+        Where.SENTENCE: Reading(sentences_of(status), said),
     }
-    readings = {where: Reading(read, knowledge.vocabulary(where)) for where, read in texts.items()}
     findings = sorted(_findings(symptoms, evidence, readings), key=lambda finding: finding.rank, reverse=True)
     findings = _without_denied(findings, readings[Where.STATUS])
     best = _with_change_for_place(findings[0], symptoms, text)

@@ -46,6 +46,23 @@ _INSTRUCTION = re.compile(
     re.IGNORECASE,
 )
 
+_IN_EVERY_ORDER = (
+    *("system", "im_start", "im_end", "instruction", "assistant", "developer"),
+    *("ignore", "disregard", "forget", "override", "you are"),
+    *("automation", "agent", "triage", "bot", "llm", "responder", "classifier", " ai "),
+    *("retry", "escalate", "skip", "repair", "rerun", "re-run", "restart with"),
+    *("this as", "it as", "run as", "failure as", "error as", "job as"),
+    *("do not ", "don't ", "never ", "no need to"),
+)
+"""One of these is in all that `_INSTRUCTION` matches: most texts need no closer look."""
+
+
+def _has_order(text: str) -> bool:
+    """Whether the text addresses whoever reads it."""
+    lowered = text.lower()
+    return any(word in lowered for word in _IN_EVERY_ORDER) and _INSTRUCTION.search(text) is not None
+
+
 _DATA_VALUE = re.compile(
     r"(\b(?:comments?|notes?|remarks?|desc|title|subject|text|payload|value|raw|rows?|record|header|feedback|review|memo"
     r"|content|cell|column|field|input|data|label|name|free_?text|print|echo)\b(?: [\w.-]{1,40})?[\"']?"
@@ -107,7 +124,7 @@ def without_planted_words(text: str) -> str:
         text = _TABLE_ROW.sub("…", text)
     if _ANOTHER_TIME.search(text):
         text = "\n".join(line for line in text.split("\n") if not _ANOTHER_TIME.search(line))
-    if not _INSTRUCTION.search(text):
+    if not _has_order(text):
         return text
     return "\n".join(_without_instruction(line) for line in text.split("\n"))
 
@@ -152,7 +169,7 @@ def status_text(symptoms: Symptoms) -> str:
     if _NOT_PARSED.search(text):
         text = _PAYLOAD.sub(r"\1{…}", text)
     lines = [line for line in text.split("\n") if not _ANOTHER_TIME.search(line)]
-    if _INSTRUCTION.search(text):
+    if _has_order(text):
         lines = [_QUOTED_INSTRUCTION.sub("", line) for line in lines]
         lines = [line for line in lines if not _INSTRUCTION.search(line)]
     comments = frozenset() if "-- " not in text else frozenset(_sql_comments(lines))

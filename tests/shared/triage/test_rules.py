@@ -101,7 +101,7 @@ def test_the_lines_of_a_keyword_are_those_that_hold_it(lines: list[str]) -> None
 )
 def test_the_keywords_of_a_vocabulary_are_found_as_one_by_one(text: str, vocabulary: frozenset[str]) -> None:
     expected = frozenset(keyword for keyword in vocabulary if keyword in text)
-    assert knowledge.Reading(text, vocabulary).present == expected
+    assert knowledge.present(text, vocabulary) == expected
 
 
 @pytest.mark.parametrize(

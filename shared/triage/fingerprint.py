@@ -47,6 +47,7 @@ _WRAPPERS = (
                r"(?=Job aborted|\[[A-Z]|Task |Lost task|An error occurred|Traceback)"),
     re.compile(r"^(?:[\w$]{1,80}\.){0,12}[\w$]{0,80}(?:Exception|Error): (?=\[[A-Z][A-Z0-9_.]{4,160}\])"),
     re.compile(r"^(?:[\w$]{1,80}\.){0,12}(?:Workflow|NotebookExecution)Exception: "),
+    re.compile(r"^Error (?:running|executing) (?:query|statement|command|notebook|task|job): "),
     re.compile(r"^An error occurred while calling \S{1,60} ?"),
 )  # fmt: skip
 _TYPE_NAME = r"(?:[a-z_][\w$]{0,60}\.){1,12}[A-Z][\w$]{0,80}(?:Exception|Error|Interrupt|Failure|Fault)"
@@ -87,7 +88,9 @@ _ADVICE = re.compile(
     r"[.;]? (?:Verify|Please|Refer to|See|For more|You can|To tolerate|If you|Check|Ensure|Make sure|It is possible|"
     r"Conflicting commit|Correct the value|Use `|If necessary)\b(?:.{0,400}?(?= [Ee]rror (?:code|message):? )|.*)"
 )
-_CAUSE_IN_BRACKETS = re.compile(r"\(Caused by (\w{1,80}).{0,2000}")
+_CAUSE_IN_BRACKETS = re.compile(
+    r"\(Caused by (\w{1,80})(?:.{0,400}?\b(certificate verify failed: [\w ]{1,80}))?.{0,2000}"
+)
 _GUID = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 _CODES = (
     r"\b(?:AADSTS|KB|HY|TF|BUG|[A-Z]{2,6}-)\d{3,8}\b|\bSQL\d{4,5}[NWC]\b|\bSQLCODE[:= ]{1,2}-?\d{1,5}"
@@ -105,6 +108,7 @@ _VERSIONS = (
     r"|\b(?i:version|python|java|runtime|scala)[ :=]{1,2}['\"]?\d{1,3}(?:\.\d{1,4}){1,3}\b"
     r"|(?<![\d.])\d{1,3}\.\d{1,3}\.(?:\d{1,3}|x-[\w.\-]{1,30})(?![\d.]{0,2}\d)"
     r"|\b[a-z]\w{1,6}\.\d{0,2}(?:xlarge|large|medium|metal)\b"
+    r"|\b(?i:branch|tag|ref|reference|revision) ['\"]?[\w.\-]{1,80}(?:/[\w.\-]{1,80}){0,6}"
 )
 """Versions asked for: of packages, files, images, runtimes; and sizes of machines."""
 _PRINCIPAL = rf"(?i:\b(?:principal|app|application(?: with identifier)?|client|user)(?: id)?[ '\":=]{{1,4}}){_GUID}"
@@ -164,8 +168,8 @@ _INCIDENTAL = frozenset((
     "attempt", "attempts", "retry", "retries", "try", "tries", "of", "in", "at", "after", "for", "on", "by", "the",
     "and", "min", "minutes", "s", "sec", "secs", "seconds", "ms", "h", "hours", "time", "times", "timestamp",
     "date", "pid", "tid", "thread", "partition", "batch", "instance", "node", "worker", "driver", "elapsed", "took",
-    "duration", "char", "pos", "position", "line", "column", "row", "offset", "extended", "additional", "used",
-    "total",
+    "duration", "uptime", "char", "pos", "position", "line", "column", "row", "offset", "extended", "additional",
+    "used", "total",
 ))  # fmt: skip
 """Words of a clause that tells only when, where and how often: "(retry 3)", "Cluster 0811-…, run 77"."""
 _TYPE = re.compile(
@@ -261,7 +265,7 @@ def _essence(evidence: Evidence) -> list[str]:
 def normalise(line: str) -> str:
     """The line without what differs from one occurrence to the next; lower case, `#` for every number and id."""
     line = line[:_MATCHED_LENGTH].replace("[redacted:ip]", "0.0.0.0")  # noqa: S104 (a text, no binding)
-    line = _CAUSE_IN_BRACKETS.sub(r" by \1", _TAILS.sub(" ", _innermost(line)[0]))
+    line = _CAUSE_IN_BRACKETS.sub(r" by \1 \2", _TAILS.sub(" ", _innermost(line)[0]))
     line = _ADVICE.sub("", _QUALIFIER.sub("", line))
     line = _without_type(line)
     line = _REPEATED.sub("#", _VARIABLE.sub(_constant, line))
@@ -389,7 +393,8 @@ def _constant_url(url: str) -> str:
     if not found:
         return "#"
     scheme, container, host, path = found.groups()
-    container = f"{container}@" if container and scheme.startswith(("abfs", "wasb")) else ""
+    is_container = scheme.startswith(("abfs", "wasb")) or ".dfs." in host or ".blob." in host
+    container = f"{container}@" if container and is_container else ""
     return f"{scheme}://{container}{_constant_host(host)}{_constant_path(path)}"
 
 

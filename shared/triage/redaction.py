@@ -443,7 +443,8 @@ def _private_keys(text: str) -> Iterator[_Span]:
             yield _Span(begin.start(), ends[index][1], "private-key")
         else:
             body = _PEM_BODY.match(text, begin.end(), begin.end() + _LONGEST_KEY_BLOCK)
-            yield _Span(begin.start(), body.end() if body else begin.end(), "private-key")
+            if body and body.group().strip():
+                yield _Span(begin.start(), body.end(), "private-key")
     for start, end in ends:
         first = _start_of_key_lines(text, start)
         yield _Span(first, end, "private-key")
@@ -478,7 +479,8 @@ def _personal(text: str) -> Iterator[_Span]:
             yield _Span(*found.span(1), "ip")
     if "::" in text or text.count(":") > 6:
         for found in _IPV6.finditer(text):
-            if any(character.isdigit() for character in found.group()):
+            is_serial = all(len(group) == 2 for group in found.group().split(":"))  # of a certificate; a fingerprint
+            if any(character.isdigit() for character in found.group()) and not is_serial:
                 yield _Span(*found.span(), "ip")
 
 
@@ -828,7 +830,10 @@ def _is_assigned_secret(value: re.Match[str], name: _Name, is_quoted: bool) -> b
 
 def _is_flagged_secret(value: re.Match[str], name: _Name, is_quoted: bool) -> bool:
     secret = value.group()
-    return not secret.startswith("-") and (name.trust is _Trust.ANY or is_quoted or _looks_secret(secret, name.trust))
+    is_usage = secret.isupper() and secret.isalpha()  # `--password PASSWORD`, as a program tells how to call it
+    return not (secret.startswith("-") or is_usage) and (
+        name.trust is _Trust.ANY or is_quoted or _looks_secret(secret, name.trust)
+    )
 
 
 def _is_told_secret(value: re.Match[str], name: _Name, is_quoted: bool) -> bool:

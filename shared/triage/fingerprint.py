@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import pairwise
 
 from shared.domain import Evidence
@@ -279,6 +280,7 @@ def _without_type(line: str) -> str:
     return message if len(_WORD.findall(message)) >= _WORDS_THAT_NEED_NO_TYPE else line
 
 
+@lru_cache(maxsize=64)
 def _innermost(line: str) -> tuple[str, str]:
     """The innermost message that a line tells, and the outer message that it stands in, if any."""
     line = line[found.end() :] if (found := RECORD_PREFIX.match(line)) else line

@@ -453,6 +453,35 @@ def test_any_text_gets_a_diagnosis(text: str, code: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        "k.lund@example.org 07:40: cleaned up, all tables there",
+        "repair 8123 by the night shift: RUNNING",
+        "updates: 31d9c2 FAILED 02:14, 88b0f7 COMPLETED 02:41",
+        "attempt 2 of 3 started 04:19, state RUNNING",
+        "parent: child run 15117796033203 PENDING",
+        "loaded by run 7712 in the meantime",
+        "I have run it again",
+        "did it by hand, numbers agree",
+        "batch.DayAlreadyClosed: nothing to add",
+        "the statement was submitted again on a larger warehouse",
+    ],
+)
+def test_a_hint_that_somebody_is_at_work_holds_a_repair_back(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where no rule understands what was done: a rule that is missing must not repair what somebody did."""
+    error = "java.net.SocketException: Connection reset by peer"
+    all_candidates = knowledge.candidates
+    monkeypatch.setattr(
+        knowledge,
+        "candidates",
+        lambda where, present: [s for s in all_candidates(where, present) if not s.id.startswith("handled.")],
+    )
+
+    assert diagnosis_of(error).recommended is DecisionKind.RETRY
+    assert diagnosis_of(f"{error}\n{said}").recommended is DecisionKind.ESCALATE_EMAIL
+
+
+@pytest.mark.parametrize(
     "unit",
     [
         *("a", "cancelled by ", "\\n", "Caused by: x\n", "'", '"', "1 of 1 runs ", "- "),

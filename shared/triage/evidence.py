@@ -279,6 +279,8 @@ def _level(line: str) -> str:
     head = line[:96]
     if " INFO " in head and "ERROR" not in head:
         return "INFO"
+    if " ERROR " in head and "INFO" not in head:
+        return "ERROR"
     found = _LEVEL.search(head) if any(part in head for part in _LEVEL_PARTS) else None
     return found.group(1) if found else ""
 

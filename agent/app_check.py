@@ -5,11 +5,11 @@ import re
 import urllib.request
 from email.message import Message
 from http.client import HTTPException
-from typing import IO, override
+from typing import IO, Annotated, override
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from shared.checking import CheckResult
 from shared.errors import AgentError, ConfigurationError, NotAuthorisedError, PermanentError, TransientError
@@ -28,7 +28,7 @@ GET_THE_KEY = (
 GET_ADDRESS = f"az functionapp show {OF_THE_APP} --query defaultHostName --output tsv"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-_RESULTS = TypeAdapter(list[CheckResult])
+_RESULTS = TypeAdapter(Annotated[list[CheckResult], Field(min_length=1)])
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -65,9 +65,13 @@ def ask_app(address: str, *, key: str) -> list[CheckResult]:
 
 
 def answer_to(request: urllib.request.Request) -> tuple[int, bytes]:
-    """Status and body, whatever the status. Raises OSError or HTTPException where none comes."""
+    """Status and body, whatever the status. Raises OSError or HTTPException where none comes.
+
+    What is meant for this machine goes through no proxy: over plain http it would read the key.
+    """
+    no_proxy = [urllib.request.ProxyHandler({})] if urlsplit(request.full_url).hostname in LOOPBACK else []
     try:
-        with urllib.request.build_opener(NoRedirect).open(request, timeout=ANSWER_SECONDS) as answer:
+        with urllib.request.build_opener(NoRedirect, *no_proxy).open(request, timeout=ANSWER_SECONDS) as answer:
             return answer.status, answer.read()
     except HTTPError as error:
         with error:
@@ -75,15 +79,31 @@ def answer_to(request: urllib.request.Request) -> tuple[int, bytes]:
 
 
 def url_of(address: str) -> str:
-    """The function's URL. Raises ConfigurationError for what is no address, or would let the key travel unencrypted."""
+    """The function's URL. Raises ConfigurationError for what is no address, or would let the key travel unencrypted.
+
+    What was given is never repeated: an address copied from the portal may hold the key.
+    """
     base = base_of(address)
-    if base is None or address.rstrip("/").removeprefix("https://") != base.removeprefix("https://"):
-        raise ConfigurationError(
-            f"--app {address}: give the address of the app alone, such as https://<app>.azurewebsites.net"
-        )
+    if base is None or has_more_than_host(address) or not is_host_name(urlsplit(base).hostname or ""):
+        raise ConfigurationError("--app: give the address of the app alone, such as https://<app>.azurewebsites.net")
     if base.startswith("http://") and urlsplit(base).hostname not in LOOPBACK:
-        raise ConfigurationError(f"--app {address}: must be https, since the key is sent along")
+        raise ConfigurationError("--app: the address must be https, since the key is sent along")
     return base + ROUTE
+
+
+def has_more_than_host(address: str) -> bool:
+    """Whether a path, a query or a fragment follows."""
+    parts = urlsplit(address if "://" in address else f"https://{address}")
+    return bool(parts.path.strip("/") or parts.query or parts.fragment)
+
+
+def is_host_name(name: str) -> bool:
+    """Whether it can be looked up: no part between two dots is empty or longer than 63 characters (RFC 1035)."""
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def results_in(body: bytes, url: str) -> list[CheckResult]:

@@ -23,7 +23,7 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Try every connection that the function app needs, and say what is missing. Changes nothing, sends nothing.
+    """Try each service that the function app needs, and say what is missing. Changes nothing, mails nobody.
 
     With --app the app does so; its key, if it asks for one, is taken from the environment variable FUNCTION_APP_KEY.
     """
@@ -49,8 +49,8 @@ def results_here() -> list[CheckResult]:
 
 
 def results_of_app(address: str) -> list[CheckResult]:
-    """Tried by the app."""
-    with messages.status(f"The app at {escape(address)} is checking …"):
+    """Tried by the app. The address is shown nowhere, since a key may stand in it."""
+    with messages.status("The app is checking …"):
         return ask_app(address, key=os.environ.get("FUNCTION_APP_KEY", "").strip())
 
 

@@ -389,12 +389,13 @@ var secretSettings = {
 }
 var choiceSettings = {
   JOB_IDS: jobIds
-  JOB_TAGS: string(jobTags)
-  OWNERS: string(owners)
   MAX_RETRY_ATTEMPTS: string(maxRetryAttempts)
   ALLOWED_RECIPIENT_DOMAINS: allowedRecipientDomains
   AI_MODE: aiMode
 }
+// Not given: what extraAppSettings say of them stays.
+var jobTagSettings = empty(jobTags) ? {} : { JOB_TAGS: string(jobTags) }
+var ownerSettings = empty(owners) ? {} : { OWNERS: string(owners) }
 var ownSettings = {
   AZURE_CLIENT_ID: identity.outputs.clientId
   DATABRICKS_HOST: databricksHost
@@ -425,7 +426,7 @@ module app 'modules/functionApp.bicep' = {
     maximumInstanceCount: maximumInstanceCount
     instanceMemoryMB: instanceMemoryMB
     integrationSubnetId: integrationSubnetId
-    agentSettings: union(extraAppSettings, choiceSettings, modelSettings, secretSettings, ownSettings)
+    agentSettings: union(extraAppSettings, choiceSettings, jobTagSettings, ownerSettings, modelSettings, secretSettings, ownSettings)
   }
   dependsOn: [roles, privateEndpoints] // the app starts with its rights and its network in place
 }

@@ -130,7 +130,17 @@ def services() -> Services:
 @cache
 def _services() -> Services:
     check_settings()
+    _import_what_cannot_be_imported_twice_at_once()
     return build(current_settings())
+
+
+def _import_what_cannot_be_imported_twice_at_once() -> None:
+    """Modules of azure-core import each other in a circle. Two threads of a cold worker that are the first to want two
+    of them may each wait for the other: Python then lets one go on with half a module, and its step fails.
+    """
+    import azure.core.pipeline.policies
+    import azure.core.pipeline.transport
+    import azure.core.rest  # noqa: F401
 
 
 def build(settings: "Settings") -> Services:
@@ -255,11 +265,11 @@ def connections(
     def email() -> str:
         settings.require(("acs_endpoint",), ("sender_email",), ("escalation_emails",))
         EmailNotifier(settings).check()
-        return f"sender {settings.sender_email}"
+        return f"sender {settings.sender_email} (only a mail shows whether it is linked)"
 
     def model() -> str:
         client = openai_client(settings)
-        if client is None:
+        if client is None or (settings.ai_mode == "never" and not settings.azure_openai_deployment):
             return "none configured: rules decide alone"
         client.check()
         return f"deployment {settings.azure_openai_deployment}"
@@ -305,7 +315,7 @@ CHECK_SECONDS = 180
 
 
 def check() -> dict[str, object]:
-    """What the app reaches with its own identity: `checks`, each as `agent check` shows it, and `failure` beside it.
+    """What the app reaches with its own identity: `checks`, each as `agent check` shows it.
 
     Without the settings that it needs, `problem`. Changes nothing and sends nothing.
     """
@@ -317,7 +327,7 @@ def check() -> dict[str, object]:
     except ConfigurationError as error:
         return {"ok": False, "problem": str(error)}
     results = results_within(CHECK_SECONDS, connections(settings, lambda _: None, in_the_app=True))
-    return {"checks": [{**result.shown(), "failure": result.failure} for result in results]}
+    return {"checks": [result.shown() for result in results]}
 
 
 HEALTH_SECONDS = 20

@@ -1,9 +1,11 @@
 """What `agent check` and the function `check` say of a connection: whether it works, and what mends it."""
 
+import contextvars
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from threading import Thread
 
 from shared import deadline, telemetry
 from shared.databricks_rights import MissingRightsError, UnknownIdentityError
@@ -45,8 +47,8 @@ class CheckResult:
     failure: Failure | None = None
 
     def shown(self) -> dict[str, object]:
-        """What a program gets to read."""
-        return {"name": self.name, "ok": self.ok, "detail": self.detail, "fix": self.fix}
+        """What a program gets to read, of `agent check --json` and of the function `check`."""
+        return asdict(self)
 
 
 def result_of(connection: Connection) -> CheckResult:
@@ -85,12 +87,26 @@ def results_within(seconds: float, connections: Iterable[Connection]) -> list[Ch
     An attempt that goes on all the same (a library that waits longer than it was told to) is left to end by itself.
     """
     with deadline.within(seconds):
-        wanted = list(connections)
-        pool = deadline.InheritingThreadPool(max(1, len(wanted)), thread_name_prefix="check")
-        attempts = [(connection, pool.submit(result_of, connection)) for connection in wanted]
-        results = [result_in_time(connection, attempt, seconds) for connection, attempt in attempts]
-        pool.shutdown(wait=False, cancel_futures=True)
-    return results
+        attempts = [(connection, begin(connection)) for connection in connections]
+        return [result_in_time(connection, attempt, seconds) for connection, attempt in attempts]
+
+
+def begin(connection: Connection) -> Future[CheckResult]:
+    """Make the attempt under the present deadline, in a thread that does not hold up the end of the process."""
+    attempt, run = Future[CheckResult](), contextvars.copy_context().run
+    name = f"check {connection.name}"
+    Thread(target=lambda: attempt.set_result(run(result_despite_bugs, connection)), name=name, daemon=True).start()
+    return attempt
+
+
+def result_despite_bugs(connection: Connection) -> CheckResult:
+    """Make the attempt; a bug in it must not hide what the others find."""
+    try:
+        return result_of(connection)
+    except Exception as error:  # a top-level guard, since this is where a thread begins
+        logger.exception("connection could not be checked", extra={"connection": connection.name})
+        text = f"failed with {type(error).__name__}: the log says more"
+        return CheckResult(connection.name, False, text, connection.where_unreachable, Failure.UNEXPECTED)
 
 
 def result_in_time(connection: Connection, attempt: Future[CheckResult], seconds: float) -> CheckResult:
@@ -98,8 +114,5 @@ def result_in_time(connection: Connection, attempt: Future[CheckResult], seconds
     try:
         return attempt.result(timeout=max(0, deadline.left()))
     except TimeoutError:
-        text, failure = f"no answer within {seconds:g} seconds", Failure.UNREACHABLE
-    except Exception as error:  # a bug in one attempt must not hide what the others found
-        logger.exception("connection could not be checked", extra={"connection": connection.name})
-        text, failure = f"failed with {type(error).__name__}: the log says more", Failure.UNEXPECTED
-    return CheckResult(connection.name, False, text, connection.where_unreachable, failure)
+        text = f"no answer within {seconds:g} seconds"
+        return CheckResult(connection.name, False, text, connection.where_unreachable, Failure.UNREACHABLE)

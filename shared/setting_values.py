@@ -16,8 +16,13 @@ from urllib.parse import urlsplit
 
 from shared.workspace_hosts import is_azure, workspace_name
 
-UNRESOLVED = "@Microsoft.KeyVault("
-"""What Azure leaves in place of a secret that it could not fetch."""
+UNRESOLVED = {
+    "@Microsoft.KeyVault(": "a Key Vault reference that was not resolved: the secret must exist, and the app's identity"
+    " needs the role Key Vault Secrets User on the vault",
+    "@Microsoft.AppConfiguration(": "an App Configuration reference that was not resolved: the key must exist, and the"
+    " app's identity needs the role App Configuration Data Reader on the store",
+}
+"""How the text begins that Azure leaves in place of a value that it could not fetch, and what that is."""
 
 LONGEST_SECONDS = 24 * 3600
 LONGEST_MINUTES = 7 * 24 * 60
@@ -53,7 +58,7 @@ class Number(NamedTuple):
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             return None
         try:
-            number = int(value) if isinstance(value, str) and self.whole else float(value)
+            number = int(value.removesuffix(".0")) if isinstance(value, str) and self.whole else float(value)
         except (ValueError, OverflowError):
             return None
         return number if math.isfinite(number) and (not self.whole or number == int(number)) else None
@@ -80,16 +85,8 @@ class Flag:
     """True or false."""
 
     def read(self, value: object) -> object:
-        words = {
-            "true": True,
-            "1": True,
-            "yes": True,
-            "on": True,
-            "false": False,
-            "0": False,
-            "no": False,
-            "off": False,
-        }
+        words = dict.fromkeys(("true", "t", "1", "yes", "y", "on"), True)
+        words |= dict.fromkeys(("false", "f", "0", "no", "n", "off"), False)
         flag = words.get(value.lower()) if isinstance(value, str) else value
         if not isinstance(flag, bool):
             raise ValueError("must be true or false")  # noqa: TRY004 - a value of a setting, whatever its type
@@ -191,14 +188,14 @@ def base_of(url: str) -> str | None:
 
 
 class ConnectionString(NamedTuple):
-    """Parts `Name=value` with semicolons between them."""
+    """Parts `Name=value` with semicolons between them; the case of a name does not count."""
 
     needed: tuple[str, ...] = ()
 
     def read(self, value: object) -> object:
-        pairs = [part.split("=", 1) for part in str(value).strip().split(";") if part]
-        names = {pair[0] for pair in pairs if len(pair) == 2}
-        if not isinstance(value, str) or len(names) < len(pairs) or not {*self.needed} <= names:
+        pairs = [part.split("=", 1) for part in str(value).split(";") if part]
+        names = {pair[0].lower() for pair in pairs if len(pair) == 2}
+        if not isinstance(value, str) or len(names) < len(pairs) or not {*map(str.lower, self.needed)} <= names:
             with_which = f", {' and '.join(self.needed)} among them" if self.needed else ""
             raise ValueError(f"must be a connection string: parts Name=value{with_which}, with semicolons between them")
         return value
@@ -262,7 +259,7 @@ TEXT = Text()
 URL = Url()
 SCHEDULE = Schedule()
 ADDRESS = Pattern(r"[^@\s,;<>\"]+@[^@\s,;<>\"]+", "a mail address such as team@example.com")
-DOMAIN = Pattern(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+", "a domain such as example.com")
+DOMAIN = Pattern(r"([A-Za-z0-9-]|[^\x00-\x7F\s])+(\.([A-Za-z0-9-]|[^\x00-\x7F\s])+)+", "a domain such as example.com")
 NUMBER_OF_A_JOB = Pattern("[0-9]{1,19}", "the number of a job")
 HOST = Pattern(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", "a host name such as name.servicebus.windows.net")
 UUID = Pattern("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", "a UUID")
@@ -361,13 +358,20 @@ RULES: Mapping[str, Rule] = {
 
 
 def read(name: str, value: object) -> object:
-    """The value as the settings hold it; an empty one, given in code, stays what it is. Raises ValueError."""
-    if isinstance(value, str) and value.startswith(UNRESOLVED):
-        raise ValueError(
-            "is a Key Vault reference that was not resolved: the secret must exist, and the app's identity needs the"
-            " role Key Vault Secrets User on the vault"
-        )
-    return value if value in ("", (), {}) else RULES[name].read(value)
+    """The value as the settings hold it, without the blanks and line ends around it, which files and shells add.
+
+    An empty one, given in code, stays what it is. Raises ValueError.
+    """
+    if value in ("", (), {}):
+        return value
+    if isinstance(value, str):
+        value = value.strip()
+        if not value:
+            raise ValueError("must not be blank: give a value, or remove the setting")
+        for start, what in UNRESOLVED.items():
+            if value.startswith(start):
+                raise ValueError(f"is {what}; once that is so, restart the app")
+    return RULES[name].read(value)
 
 
 def given(environment: Mapping[str, str]) -> dict[str, str]:
@@ -413,8 +417,8 @@ def missing(*names: str) -> Clash:
 
 def clashes(values: Mapping[str, str]) -> list[Clash]:
     """What does not go together. The workspaces count where their URLs are right."""
-    token, client_id, client_secret, acs_endpoint, acs_key, model, deployment = (
-        values.get(name, "")
+    token, client_id, client_secret, acs_endpoint, acs_key, model, deployment, ai_mode = (
+        values.get(name, "").strip()
         for name in (
             "DATABRICKS_TOKEN",
             "DATABRICKS_CLIENT_ID",
@@ -423,6 +427,7 @@ def clashes(values: Mapping[str, str]) -> list[Clash]:
             "ACS_ACCESS_KEY",
             "AZURE_OPENAI_ENDPOINT",
             "AZURE_OPENAI_DEPLOYMENT",
+            "AI_MODE",
         )
     )
     try:
@@ -433,7 +438,7 @@ def clashes(values: Mapping[str, str]) -> list[Clash]:
     found = [
         sign_in_clash(hosts, token=token, client_id=client_id, client_secret=client_secret) if hosts else None,
         mail_clash(acs_endpoint, access_key=acs_key),
-        missing("AZURE_OPENAI_DEPLOYMENT") if model and not deployment else None,
+        missing("AZURE_OPENAI_DEPLOYMENT") if model and not deployment and ai_mode != "never" else None,
     ]
     return [clash for clash in found if clash]
 

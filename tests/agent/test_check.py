@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from agent.app_check import ask_app, url_of
 from agent.cli import app
-from agent.output import ExitCode, exit_code_of
+from agent.output import ExitCode, exit_code_of, messages
 from local.acs_email import create_email_app
 from local.databricks.server import create_databricks_app
 from local.http_standin import EffectLog, running
@@ -47,6 +48,7 @@ SET = (
     "ESCALATION_",
     "JOB_",
     "DEFAULT_",
+    "AI_",
 )
 
 
@@ -148,7 +150,8 @@ def test_without_settings_each_is_named_with_where_to_set_it() -> None:
     assert result.exit_code == ExitCode.USAGE_OR_SETTINGS
     assert list(found) == [name for name in CONNECTIONS if name != "Databricks rights"]
     assert {name for name, check in found.items() if check["ok"]} == {"Azure OpenAI"}
-    assert all(set(check) == {"name", "ok", "detail", "fix"} for check in found.values())
+    assert all(set(check) == {"name", "ok", "detail", "fix", "failure"} for check in found.values())
+    assert {check["failure"] for check in found.values()} == {None, "refused"}
     assert "--settings DATABRICKS_HOST='<value>'" in found["Databricks"]["fix"]
     assert "--settings SERVICE_BUS_CONNECTION__fullyQualifiedNamespace='<value>'" in found["Service Bus"]["fix"]
 
@@ -169,6 +172,15 @@ def test_a_missing_permission_shows_as_the_command_that_grants_it(
         f' \'{{"access_control_list":[{{"service_principal_name":"{APPLICATION_ID}",'
         '"permission_level":"CAN_MANAGE_RUN"}]}\''
     )
+
+
+def test_a_model_that_is_never_asked_needs_no_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("AZURE_OPENAI_MAX_RETRIES", "0")
+    assert checks(run("--json"))["Azure OpenAI"]["failure"] == "refused"
+    monkeypatch.setenv("AI_MODE", "never")
+    model = checks(run("--json"))["Azure OpenAI"]
+    assert (model["ok"], model["detail"]) == (True, "none configured: rules decide alone")
 
 
 def test_in_the_default_mode_to_view_the_jobs_is_enough(service: Service) -> None:
@@ -312,8 +324,7 @@ def test_what_the_app_found_is_shown_as_if_it_were_found_here(
     as_json, as_table = run("--app", deployed.url, "--json"), run("--app", deployed.url)
 
     assert as_json.exit_code == as_table.exit_code == code
-    shown = [{key: value for key, value in result.items() if key != "failure"} for result in results]
-    assert json.loads(as_json.stdout) == {"checks": shown}
+    assert json.loads(as_json.stdout) == {"checks": [{"failure": None} | result for result in results]}
     for result in results:
         assert str(result["detail"]) in as_table.stdout
         assert str(result["fix"]) in as_table.stdout.splitlines() or not result["fix"]
@@ -365,6 +376,7 @@ KEY_COMMAND = (
         (200, b"[]", "no report", ExitCode.EXPECTATION_FAILED),
         (200, b'{"checks": [{"name": "Tables"}]}', "no report", ExitCode.EXPECTATION_FAILED),
         (200, b'{"ok": true}', "no report", ExitCode.EXPECTATION_FAILED),
+        (200, b'{"checks": []}', "no report", ExitCode.EXPECTATION_FAILED),
     ],
 )
 def test_every_other_answer_says_what_to_do(
@@ -390,6 +402,8 @@ def test_an_app_that_cannot_be_reached_says_so() -> None:
     [
         ("https://func-abc.azurewebsites.net", "https://func-abc.azurewebsites.net/api/check"),
         ("func-abc.azurewebsites.net/", "https://func-abc.azurewebsites.net/api/check"),
+        ("HTTPS://func-abc.azurewebsites.net", "https://func-abc.azurewebsites.net/api/check"),
+        ("https://münchen.example.com", "https://münchen.example.com/api/check"),
         ("http://localhost:17071", "http://localhost:17071/api/check"),
     ],
 )
@@ -407,9 +421,53 @@ def test_the_address_of_the_app(address: str, url: str) -> None:
         "ftp://a.example",
         "http://a.example",
         "https://a:b",
+        "https://.azurewebsites.net",
+        "https://a..b",
+        f"https://{'a' * 64}.azurewebsites.net",
+        "https://a.example/api/check?code=s3cret-key",
+        "http://a.example/?code=s3cret-key",
+        "https://user:s3cret-key@a.example",
+        "http://user:s3cret-key@a.example",
     ],
 )
-def test_what_is_no_address_is_refused_before_anything_is_sent(address: str) -> None:
-    result = run("--app", address)
-    assert result.exit_code == ExitCode.USAGE_OR_SETTINGS
-    assert "--app" in result.stderr
+def test_what_is_no_address_is_refused_before_anything_is_sent_and_never_repeated(address: str) -> None:
+    as_text, as_json = run("--app", address), run("--app", address, "--json")
+    assert as_text.exit_code == as_json.exit_code == ExitCode.USAGE_OR_SETTINGS
+    assert "--app" in as_text.stderr
+    assert "--app" in json.loads(as_json.stdout)["error"]
+    assert "s3cret" not in as_text.output + as_json.output
+
+
+def test_while_the_app_checks_nothing_is_shown_that_may_hold_a_key(
+    deployed: DeployedApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[object] = []
+
+    def keep(text: object) -> AbstractContextManager[None]:
+        shown.append(text)
+        return nullcontext()
+
+    monkeypatch.setattr(messages, "status", keep)
+    deployed.reports(WELL)
+
+    run("--app", deployed.url)
+    run("--app", "https://a.example/api/check?code=s3cret-key")
+
+    assert shown
+    assert "s3cret" not in str(shown)
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "all_proxy"])
+def test_a_key_for_this_machine_goes_through_no_proxy(
+    deployed: DeployedApp, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Over plain http a proxy would read it."""
+    for other in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, deployed.url)
+    deployed.reports(WELL)
+
+    with pytest.raises(TransientError):
+        ask_app("http://localhost:1", key="s3cret-key")
+
+    assert deployed.requests == []

@@ -1,13 +1,12 @@
 """The function `check`: the real app in the local host, asked over HTTP, on the stand-ins of everything it uses."""
 
 import json
-import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread, current_thread
 from typing import Any
 from urllib.error import HTTPError
 
@@ -20,7 +19,7 @@ from local.azure_openai import create_openai_app
 from local.databricks.server import create_databricks_app
 from local.http_standin import EffectLog, running
 from local.service_bus import QueueConfig, running_broker
-from shared import bootstrap, messages
+from shared import bootstrap, deadline, messages
 from shared.checking import CheckResult, Connection, Failure, results_within
 from shared.errors import StoreNotAuthorisedError
 from shared.settings import Settings
@@ -30,6 +29,7 @@ CONNECTIONS = ["Databricks", "Databricks rights", "Service Bus", "Tables", "E-ma
 APPLICATION_ID = "11111111-2222-3333-4444-555555555555"
 KEY = "key-of-the-function"
 SECRETS = {"DATABRICKS_TOKEN": "s3cret-token", "ACS_ACCESS_KEY": "czNjcmV0", "AZURE_OPENAI_KEY": "s3cret-model"}
+QUICK = Connection("Quick", lambda: "well", "", "")
 QUIET = ("find_failures", "decide_action", "retry_run", "send_email", "follow_up", "audit")
 
 
@@ -48,11 +48,6 @@ class App:
         except HTTPError as error:
             with error:
                 return error.code, error.read().decode()
-
-    def checks(self) -> dict[str, dict[str, Any]]:
-        status, report = self.answer()
-        assert status == 200
-        return {check["name"]: check for check in report["checks"]}
 
     def set_rights(self, **rights: object) -> None:
         urllib.request.urlopen(f"{self.workspace}/_standin/rights", json.dumps(rights).encode()).close()
@@ -96,15 +91,6 @@ def settings(*, workspace: str, service_bus: str, tables: str, email: str, model
     }
 
 
-def test_an_app_that_reaches_everything_says_so_and_shows_no_secret(app: App) -> None:
-    status, report = app.answer()
-
-    assert status == 200
-    assert [check["name"] for check in report["checks"]] == CONNECTIONS
-    assert all(check == {**check, "ok": True, "fix": "", "failure": None} for check in report["checks"])
-    assert not any(secret in json.dumps(report) for secret in [*SECRETS.values(), "AccountKey", "SharedAccessKey="])
-
-
 @pytest.mark.parametrize("key", ["", "wrong"])
 def test_without_the_key_nothing_is_told(app: App, key: str) -> None:
     status, text = app.answer(key)
@@ -112,21 +98,23 @@ def test_without_the_key_nothing_is_told(app: App, key: str) -> None:
     assert "Databricks" not in text
 
 
-def test_a_right_that_is_missing_in_databricks_is_the_command_that_grants_it(app: App) -> None:
+def test_the_app_says_what_it_reaches_and_the_command_for_a_right_that_it_lacks_and_shows_no_secret(app: App) -> None:
     app.load_job(1)
     viewer = {"service_principal_name": APPLICATION_ID, "all_permissions": [{"permission_level": "CAN_VIEW"}]}
     app.set_rights(me={"userName": APPLICATION_ID, "groups": []}, permissions={"jobs/1": [viewer]}, shown_to="all")
 
-    results = {result.name: result for result in ask_app(app.url, key=KEY)}  # as `agent check --app` does
+    results = ask_app(app.url, key=KEY)  # as `agent check --app` does
 
-    rights = results["Databricks rights"]
-    assert (rights.ok, rights.failure) == (False, Failure.REFUSED)
+    assert [result.name for result in results] == CONNECTIONS
+    (rights,) = [result for result in results if result != CheckResult(result.name, True, result.detail, "")]
+    assert (rights.name, rights.ok, rights.failure) == ("Databricks rights", False, Failure.REFUSED)
     assert rights.fix == (
         "databricks permissions update jobs 1 --json"
         f' \'{{"access_control_list":[{{"service_principal_name":"{APPLICATION_ID}",'
         '"permission_level":"CAN_MANAGE_RUN"}]}\''
     )
-    assert [name for name, result in results.items() if not result.ok] == ["Databricks rights"]
+    shown = json.dumps([result.shown() for result in results])
+    assert not any(secret in shown for secret in [*SECRETS.values(), "AccountKey", "SharedAccessKey="])
 
 
 class Refusing(BaseHTTPRequestHandler):
@@ -154,35 +142,32 @@ def refusing_tables() -> Iterator[str]:
 
 
 def test_refused_tables_a_missing_queue_and_a_silent_workspace_are_told_apart(
-    app: App, refusing_tables: str, tmp_path: Path
+    refusing_tables: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
-        running_broker([QueueConfig(name="failed-runs")]) as service_bus,
+        running_broker([QueueConfig(name="retries")]) as service_bus,
         running(lambda: create_email_app(EffectLog("email", None), tmp_path)) as email,
-        running_host(
-            settings(
-                workspace="http://127.0.0.1:1",
-                service_bus=service_bus,
-                tables=refusing_tables,
-                email=email,
-                model="http://127.0.0.1:1",
-            )
-            | {"DATABRICKS_RETRY_SECONDS": "1", "AZURE_OPENAI_MAX_RETRIES": "0"},
-            app=ROOT,
-        ) as host,
     ):
-        checks = App(host.url, "").checks()
+        away = "http://127.0.0.1:1"
+        environment = settings(
+            workspace=away, service_bus=service_bus, tables=refusing_tables, email=email, model=away
+        ) | {"DATABRICKS_RETRY_SECONDS": "1", "AZURE_OPENAI_MAX_RETRIES": "0"}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        bootstrap._services.cache_clear()
+        report: Any = bootstrap.check()
 
+    checks = {check["name"]: check for check in report["checks"]}
     assert {name: check["failure"] for name, check in checks.items()} == {
-        "Databricks": "unreachable",
-        "Databricks rights": "unreachable",
-        "Service Bus": "refused",
-        "Tables": "refused",
+        "Databricks": Failure.UNREACHABLE,
+        "Databricks rights": Failure.UNREACHABLE,
+        "Service Bus": Failure.REFUSED,
+        "Tables": Failure.REFUSED,
         "E-mail": None,
-        "Azure OpenAI": "unreachable",
+        "Azure OpenAI": Failure.UNREACHABLE,
     }
     assert checks["Tables"]["fix"].startswith("TABLES_CONNECTION_STRING is refused")
-    assert "queue retries does not exist" in checks["Service Bus"]["detail"]
+    assert "queue failed-runs does not exist" in checks["Service Bus"]["detail"]
     assert "DATABRICKS_HOST" in checks["Databricks"]["fix"]
 
 
@@ -222,30 +207,44 @@ def test_in_the_app_a_missing_role_is_the_command_that_gives_it_to_the_app_alone
 
 
 def test_what_does_not_end_in_time_counts_as_unreachable_and_holds_up_nothing() -> None:
-    begun = time.monotonic()
-    slow = Connection("Slow", lambda: time.sleep(2) or "late", "", "look there")  # type: ignore[func-returns-value]
-    quick = Connection("Quick", lambda: "well", "", "")
+    """Neither the answer nor the end of the process, which waits for every thread that is no daemon."""
+    let_go, begun = Event(), list[Thread]()
 
-    results = results_within(0.2, [slow, quick])
+    def wait() -> str:
+        begun.append(current_thread())
+        let_go.wait(30)
+        return "late"
 
-    assert time.monotonic() - begun < 1
+    try:
+        results = results_within(0.2, [Connection("Slow", wait, "", "look there"), QUICK])
+        (slow,) = begun
+        assert slow.is_alive()
+        assert slow.daemon
+    finally:
+        let_go.set()
+
     assert results == [
         CheckResult("Slow", False, "no answer within 0.2 seconds", "look there", Failure.UNREACHABLE),
         CheckResult("Quick", True, "well", ""),
     ]
 
 
-def test_a_bug_in_one_attempt_hides_nothing_else() -> None:
+def test_each_attempt_works_under_the_deadline() -> None:
+    def say_time_left() -> str:
+        return "in time" if deadline.left() <= 5 else "no deadline"
+
+    assert results_within(5, [Connection("One", say_time_left, "", "")]) == [CheckResult("One", True, "in time", "")]
+
+
+@pytest.mark.parametrize("bug", [KeyError("s3cret"), TimeoutError("s3cret")], ids=lambda bug: type(bug).__name__)
+def test_a_bug_in_one_attempt_hides_nothing_else(bug: Exception) -> None:
     def stumble() -> str:
-        raise KeyError("s3cret")
+        raise bug
 
-    results = results_within(
-        5, [Connection("Odd", stumble, "", "look there"), Connection("Well", lambda: "fine", "", "")]
-    )
-
-    assert results == [
-        CheckResult("Odd", False, "failed with KeyError: the log says more", "look there", Failure.UNEXPECTED),
-        CheckResult("Well", True, "fine", ""),
+    text = f"failed with {type(bug).__name__}: the log says more"
+    assert results_within(5, [Connection("Odd", stumble, "", "look there"), QUICK]) == [
+        CheckResult("Odd", False, text, "look there", Failure.UNEXPECTED),
+        CheckResult("Quick", True, "well", ""),
     ]
 
 

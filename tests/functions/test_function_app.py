@@ -121,6 +121,27 @@ COMPLETE = {
 }
 
 
+def test_threads_of_a_cold_worker_find_the_modules_that_import_each_other_whole() -> None:
+    code = (
+        "import sys; from shared import bootstrap; bootstrap.services(); "
+        "print(*(name for name in sys.modules if name.startswith('azure.core')))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **COMPLETE},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {
+        "azure.core.pipeline.policies",
+        "azure.core.pipeline.transport",
+        "azure.core.rest",
+        "azure.core.utils._pipeline_transport_rest_shared",
+    } <= set(finished.stdout.split())
+
+
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A host is about to run the app, and all of its settings are there."""
@@ -146,7 +167,7 @@ def wrong_values(rule: Rule) -> list[str]:
         case Choice() | Flag() | Pattern() | Url() | Schedule():
             return ["s3cret value"]
         case Text():
-            return [" s3cret", "s3cret\nvalue", "@Microsoft.KeyVault(VaultName=s3cret;SecretName=s3cret)"]
+            return ["s3cret\nvalue", "@Microsoft.KeyVault(VaultName=s3cret;SecretName=s3cret)"]
         case Several():
             return ["s3cret://value with blanks", " , "]
         case Table():

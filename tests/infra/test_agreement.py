@@ -21,7 +21,17 @@ from tests.infra.bicep import ROOT, Tree, all_files, decorators, read
 
 MAIN = read("main.bicep")
 APP = read("modules/functionApp.bicep")
-SETTINGS_IN_MAIN = ("choiceSettings", "modelSettings", "secretSettings", "ownSettings")
+SETTINGS_IN_MAIN = (
+    "choiceSettings",
+    "jobTagSettings",
+    "ownerSettings",
+    "modelSettings",
+    "secretSettings",
+    "ownSettings",
+)
+TABLE_SETTINGS = {"jobTagSettings": ("jobTags", "JOB_TAGS"), "ownerSettings": ("owners", "OWNERS")}
+"""Variables that set something only where their parameter is given, and that parameter and setting."""
+
 HOST_SETTINGS = {
     "AzureWebJobsStorage__blobServiceUri": "host storage, by identity",
     "AzureWebJobsStorage__credential": "… which is a managed identity",
@@ -55,8 +65,15 @@ ROLES = {
 """Azure's built-in roles that the identity has: id, name, and the one resource it is for."""
 
 
+def settings_of(variable: str) -> Tree:
+    """What a variable sets; where that depends on its parameter, what it sets where that is given."""
+    value: Tree = MAIN.variable(variable)
+    found: Tree = value["operator"]["operands"]["false_value"] if variable in TABLE_SETTINGS else value
+    return found
+
+
 def settings_in_main() -> set[str]:
-    return {name for variable in SETTINGS_IN_MAIN for name in MAIN.variable(variable)}
+    return {name for variable in SETTINGS_IN_MAIN for name in settings_of(variable)}
 
 
 def union_of(call: Tree) -> list[str]:
@@ -117,12 +134,21 @@ def test_a_parameter_may_be_what_its_setting_may_be(parameter: str, setting: str
         assert set(limits["allowed"]) == set(rule.words)
 
 
-def test_json_settings_are_objects_for_whoever_deploys() -> None:
-    for parameter, setting in (("jobTags", "JOB_TAGS"), ("owners", "OWNERS")):
-        assert MAIN.parameters[parameter]["type"] == "object"
-        call = MAIN.variable("choiceSettings")[setting]["function"]
-        assert (call["type"], list(call["parameters"].values())) == ("string", [parameter])
-        assert isinstance(RULES[setting], Table)
+@pytest.mark.parametrize(("variable", "parameter", "setting"), [(v, *names) for v, names in TABLE_SETTINGS.items()])
+def test_json_settings_are_objects_for_whoever_deploys(variable: str, parameter: str, setting: str) -> None:
+    assert MAIN.parameters[parameter]["type"] == "object"
+    call = settings_of(variable)[setting]["function"]
+    assert (call["type"], list(call["parameters"].values())) == ("string", [parameter])
+    assert isinstance(RULES[setting], Table)
+
+
+@pytest.mark.parametrize(("variable", "parameter"), [(v, names[0]) for v, names in TABLE_SETTINGS.items()])
+def test_a_table_that_is_not_given_leaves_what_extra_app_settings_say(variable: str, parameter: str) -> None:
+    """Else an upgrade would empty JOB_TAGS where they stand there, and every job would be looked after."""
+    choice = MAIN.variable(variable)["operator"]
+    asked = choice["operands"]["condition"]["function"]
+    assert (choice["type"], asked["type"], list(asked["parameters"].values())) == ("conditional", "empty", [parameter])
+    assert choice["operands"]["true_value"] == {}
 
 
 def test_secrets_are_references_to_the_names_in_the_key_vault() -> None:

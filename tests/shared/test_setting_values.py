@@ -70,6 +70,7 @@ TUPLES_AND_TABLES = {
 }
 """Fields whose only metadata is that pydantic-settings leaves their text alone."""
 
+UUID = "11111111-2222-3333-4444-555555555555"
 LIKELY = st.one_of(
     st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=30),
     st.integers(-10, 10**6).map(str),
@@ -82,6 +83,7 @@ LIKELY = st.one_of(
     ),
     st.dictionaries(st.text(max_size=5), st.text(max_size=5) | st.integers(), max_size=3).map(json.dumps),
     st.lists(st.integers(0, 99), max_size=3).map(lambda ids: ",".join(map(str, ids))),
+    st.sampled_from([" ", "\n", " a ", "observe\n", "a@b.example\n", "YWJj\n", " true"]),
 )
 
 
@@ -128,7 +130,22 @@ def test_the_highest_number_is_permitted_and_no_date_runs_over(name: str) -> Non
         ("OWNERS", '{"orders": "a@example.com, b@example.com"}', {"orders": "a@example.com, b@example.com"}),
         ("JOB_TAGS", '{"team": "a", "empty": ""}', {"team": "a", "empty": ""}),
         ("DRY_RUN", "TRUE", True),
+        ("DRY_RUN", "Y", True),
+        ("DRY_RUN", "f", False),
         ("MAX_RETRY_ATTEMPTS", " 10 ", 10),
+        ("MAX_RETRY_ATTEMPTS", "3.0", 3),
+        (
+            "ALLOWED_RECIPIENT_DOMAINS",
+            "example.com, münchen.example, 例え.jp",
+            ("example.com", "münchen.example", "例え.jp"),
+        ),
+        ("SERVICE_BUS_CONNECTION", "endpoint=sb://localhost;Key=a=", "endpoint=sb://localhost;Key=a="),
+        ("DEFAULT_MODE", "observe ", "observe"),
+        ("ACS_ACCESS_KEY", "YWJj\n", "YWJj"),
+        ("ACS_ENDPOINT", " https://a.example\r\n", "https://a.example"),
+        ("AZURE_CLIENT_ID", f" {UUID}\n", UUID),
+        ("SENDER_EMAIL", "a@example.com\n", "a@example.com"),
+        ("DATABRICKS_TOKEN", "a-token\n", "a-token"),
         ("BACKOFF_CAP_SECONDS", "0.5", 0.5),
         ("TABLES_CONNECTION_STRING", "UseDevelopmentStorage=true", "UseDevelopmentStorage=true"),
         ("AUDIT_SCHEDULE", "0  20 * * * *", "0 20 * * * *"),
@@ -167,10 +184,52 @@ def test_how_a_text_is_read(name: str, text: str, expected: object) -> None:
         ),
         ("ACS_ACCESS_KEY", "not-base64", "must be base64: copy the whole key"),
         ("DRY_RUN", "maybe", "must be true or false"),
+        ("MAX_RETRY_ATTEMPTS", "3.5", "must be a whole number from 0 to 10"),
+        ("JOB_IDS", " ", "must not be blank: give a value, or remove the setting"),
+        ("DATABRICKS_TOKEN", "\n", "must not be blank: give a value, or remove the setting"),
+        ("ALLOWED_RECIPIENT_DOMAINS", "@example.com", "each, comma-separated, must be a domain such as example.com"),
+        ("ALLOWED_RECIPIENT_DOMAINS", "*.example.com", "each, comma-separated, must be a domain such as example.com"),
+        (
+            "ALLOWED_RECIPIENT_DOMAINS",
+            "a\u3000b.example",
+            "each, comma-separated, must be a domain such as example.com",
+        ),
     ],
 )
 def test_a_problem_says_what_would_be_right(name: str, value: str, problem: str) -> None:
     assert setting_values.wrong({name: value}) == {name: problem}
+
+
+@pytest.mark.parametrize(
+    ("reference", "role"),
+    [
+        ("@Microsoft.KeyVault(VaultName=a;SecretName=b)", "Key Vault Secrets User"),
+        ("@Microsoft.AppConfiguration(Endpoint=https://a.azconfig.io; Key=b)", "App Configuration Data Reader"),
+    ],
+)
+@pytest.mark.parametrize("name", ["DATABRICKS_TOKEN", "AZURE_OPENAI_KEY", "MAX_WORKERS"])
+def test_a_reference_that_azure_did_not_resolve_is_refused_for_every_setting(
+    name: str, reference: str, role: str
+) -> None:
+    problem = setting_values.wrong({name: reference})[name]
+    assert "was not resolved" in problem
+    assert role in problem
+    assert "restart" in problem
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({"AZURE_OPENAI_ENDPOINT": "https://a.example"}, [("AZURE_OPENAI_DEPLOYMENT",)]),
+        ({"AZURE_OPENAI_ENDPOINT": "https://a.example", "AI_MODE": "unsure"}, [("AZURE_OPENAI_DEPLOYMENT",)]),
+        ({"AZURE_OPENAI_ENDPOINT": "https://a.example", "AI_MODE": "never"}, []),
+        ({"AZURE_OPENAI_ENDPOINT": "https://a.example", "AI_MODE": "never\n"}, []),
+        ({"AZURE_OPENAI_ENDPOINT": "https://a.example", "AZURE_OPENAI_DEPLOYMENT": "a"}, []),
+        ({"ACS_ENDPOINT": " http://a.example"}, [("ACS_ENDPOINT", "ACS_ACCESS_KEY")]),
+    ],
+)
+def test_what_does_not_go_together(values: dict[str, str], names: list[tuple[str, ...]]) -> None:
+    assert [clash.names for clash in setting_values.clashes(values)] == names
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ runs the real app. What a stand-in held in memory is gone when it is restarted: 
 (the history sends again what is overdue), a restarted Databricks plays its scenario from the start.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -239,6 +238,8 @@ class Stack:
         self.effects_file.unlink(missing_ok=True)
 
     def _launch(self, part: Part) -> None:
+        """Start the part, which holds the folder with this process, so that nobody takes it while a part still runs."""
+        assert self._lock
         log = part.log.open("ab")
         part.process = subprocess.Popen(
             part.command,
@@ -248,8 +249,10 @@ class Stack:
             stdout=subprocess.PIPE if part.says_ready else log,
             stderr=log,
             start_new_session=True,
+            pass_fds=[self._lock.fileno()],
         )
         log.close()
+        name_holders(self._lock, [part.process.pid for part in self._parts.values() if part.process and part.is_alive])
         wait_until_ready(part)
 
     def _watch(self) -> None:
@@ -284,8 +287,11 @@ class Stack:
 def take_folder(folder: Path) -> IO[str]:
     """Take the folder for this process until the file is closed; raises OccupiedError where another one has it.
 
-    The kernel frees the lock of a process that is gone, however it ended. The file names the owner for people.
+    The kernel frees the lock once this process, and every part that it gave the open file to, has closed it or is gone,
+    however it ended: parts that outlive a killed owner keep the folder. The file names them all for people. Needs Unix.
     """
+    import fcntl  # here, so that commands without a local stack run where there is none
+
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / "stack.lock").open("a+")
     try:
@@ -293,15 +299,25 @@ def take_folder(folder: Path) -> IO[str]:
     except BlockingIOError:
         with lock:
             lock.seek(0)
-            owner = lock.read().strip() or "unknown"
+            owner, *parts = lock.read().split() or ["unknown"]
         raise OccupiedError(
             f"A local stack runs in {folder} already (process {owner}): use that one, its addresses are in "
-            f"{folder / 'stack.json'}, or end it first with Ctrl-C or 'kill {owner}'."
+            f"{folder / 'stack.json'}, or end it first with Ctrl-C or 'kill {owner}'"
+            + (
+                f"; if that process is gone, its parts still run: end them with 'kill {' '.join(parts)}'."
+                if parts
+                else "."
+            )
         ) from None
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
+    name_holders(lock, [])
     return lock
+
+
+def name_holders(lock: IO[str], parts: Sequence[int]) -> None:
+    """Write into the file who holds the folder: this process, then its parts, by their ids."""
+    lock.truncate(0)
+    lock.write("\n".join(map(str, (os.getpid(), *parts))) + "\n")
+    lock.flush()
 
 
 def refuse_taken_ports(ports: Mapping[str, int]) -> None:

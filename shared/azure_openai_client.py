@@ -12,6 +12,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from shared.errors import (
     AgentError,
     ConfigurationError,
     NotAuthorisedError,
+    OutcomeUnknownError,
     PermanentError,
     ThrottledError,
     TransientError,
@@ -32,7 +34,7 @@ from shared.settings import Settings
 
 if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential
-    from httpx2 import Response
+    from httpx2 import Request, Response
     from openai import OpenAI
 
 logger = telemetry.logger(__name__)
@@ -131,10 +133,21 @@ class AzureOpenAIClient:
             raise
 
     def check(self) -> None:
-        """Raise where the endpoint cannot be reached, the identity is refused, or settings are missing."""
+        """Raise where the deployment does not answer, refuses the identity or is not there, or settings are missing.
+
+        It is asked without a message: that is refused (400, about `messages`) where it is there, and uses no tokens. No
+        call of Azure looks up a deployment: `models` lists what the region offers, and the list of deployments went to
+        the management API in 2023 (Azure OpenAI, learn.microsoft.com/answers/questions/1371786).
+        """
+        from openai import BadRequestError
+
         self._settings.require(("azure_openai_endpoint",), ("azure_openai_deployment",))
-        with translated("model list"):
-            self._client().models.list()
+        with translated("model deployment"):
+            try:
+                self._client().chat.completions.create(model=self._settings.azure_openai_deployment, messages=[])
+            except BadRequestError as error:
+                if "messages" not in error.message:
+                    raise
 
     # ── fine-tuning ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -174,7 +187,9 @@ class AzureOpenAIClient:
             api_key=self._settings.azure_openai_key or self._identity_token(),
             timeout=self._settings.azure_openai_timeout_seconds,
             max_retries=self._settings.azure_openai_max_retries,
-            http_client=DefaultHttpxClient(event_hooks={"response": [leave_waiting_to_the_queue]}),
+            http_client=DefaultHttpxClient(
+                event_hooks={"request": [watch_sending], "response": [leave_waiting_to_the_queue]}
+            ),
         )
 
     def _identity_token(self) -> Callable[[], str]:
@@ -313,18 +328,35 @@ def is_filtered(error: Exception) -> bool:
     return isinstance(error, BadRequestError) and error.code == "content_filter"
 
 
+_was_sent: ContextVar[bool] = ContextVar("_was_sent")
+"""Whether the call under way has sent anything. The client's error tells of its last try only."""
+
+
+def watch_sending(request: "Request") -> None:
+    """Have the transport tell when a connection stands and the request goes out on it."""
+    request.extensions = {**request.extensions, "trace": note_sending}
+
+
+def note_sending(step: str, _details: Mapping[str, object]) -> None:
+    """A step of the transport, named by it: `connection.connect_tcp.failed`, `http11.send_request_headers.started`."""
+    if step.endswith(".send_request_headers.started"):
+        _was_sent.set(True)
+
+
 @contextmanager
 def translated(what: str) -> Iterator[None]:
     """Vendor errors as this app's own."""
     import openai
 
+    _was_sent.set(False)
     try:
         yield
     except openai.OpenAIError as error:
-        raise from_vendor(what, error) from error
+        raise from_vendor(what, error, was_sent=_was_sent.get()) from error
 
 
-def from_vendor(what: str, error: Exception) -> AgentError:
+def from_vendor(what: str, error: Exception, *, was_sent: bool) -> AgentError:
+    """This app's error for one of openai's. A call that was sent and not clearly answered may have been counted."""
     import openai
 
     match error:
@@ -336,10 +368,12 @@ def from_vendor(what: str, error: Exception) -> AgentError:
             return NotAuthorisedError(f"{what}: Azure OpenAI refused the identity")
         case openai.NotFoundError():
             return ConfigurationError(f"{what}: no such deployment or job", names=("AZURE_OPENAI_DEPLOYMENT",))
+        case openai.APIConnectionError() if was_sent:
+            return OutcomeUnknownError(f"{what}: no answer from Azure OpenAI")
         case openai.APIConnectionError():
             return TransientError(f"{what}: Azure OpenAI cannot be reached")
         case openai.APIStatusError() if error.status_code >= 500 or error.status_code in (408, 409):
-            return TransientError(f"{what}: Azure OpenAI answered {error.status_code}")
+            return OutcomeUnknownError(f"{what}: Azure OpenAI answered {error.status_code}")
         case openai.APIStatusError():
             return PermanentError(f"{what}: Azure OpenAI answered {error.status_code} ({error.code or 'no code'})")
         case _:

@@ -21,7 +21,7 @@ from shared.domain import (
     Symptoms,
     TaskFailure,
 )
-from shared.errors import AgentError, ConfigurationError, PermanentError, ThrottledError
+from shared.errors import AgentError, OutcomeUnknownError, PermanentError, ThrottledError
 from shared.learning import Learning
 from shared.ports import Diagnoser
 from shared.settings import Settings
@@ -210,7 +210,8 @@ class ErrorDecisionEngine:
     ) -> Diagnosis | None:
         """The model's answer about the cause, for which it is asked once in a window; None where there is none.
 
-        Where a question fails, the rules decide alone until it is time to ask again.
+        Where a question fails, the rules decide alone until it is time to ask again; about other causes too, unless it
+        was refused for what it says itself.
         """
         mark = fingerprint(evidence)
         known = learning.begin_question(workspace, mark)
@@ -221,6 +222,9 @@ class ErrorDecisionEngine:
             return None
         if learning.was_asked(known):
             return weigh(known.answer, known) if known.answer else None
+        if not learning.outage.lets_ask():
+            learning.give_question_back(workspace, mark)
+            return None
         characters = len(evidence.excerpt) + PROMPT_CHARACTERS
         if not learning.reserve_tokens(characters):
             logger.warning("the model's tokens of the day are used up, rules decide alone")
@@ -229,6 +233,7 @@ class ErrorDecisionEngine:
         try:
             answer = self._ask(evidence, trusted, by_rules)
         except ThrottledError:
+            learning.outage.note_answer()
             learning.return_tokens(characters)
             learning.give_question_back(workspace, mark)
             if may_wait:
@@ -236,12 +241,15 @@ class ErrorDecisionEngine:
             return None
         except AgentError as error:
             note_silence(error)
-            if isinstance(
-                error, PermanentError | ConfigurationError
-            ):  # refused; a question that ran out of time may have been paid for
+            if type(error) is PermanentError:  # a refusal of this very text: the model is there
+                learning.outage.note_answer()
+            else:
+                learning.outage.note_failure()
+            if not isinstance(error, OutcomeUnknownError):  # one that was sent may have been paid for
                 learning.return_tokens(characters)
-            learning.note_failed_question(workspace, mark)
+            learning.note_failed_question(known)
             return None
+        learning.outage.note_answer()
         learning.keep_answer(workspace, mark, answer)
         return weigh(answer, known) if answer else None
 

@@ -71,7 +71,10 @@ def note_answer(known: Experience, answer: Diagnosis | None, now: datetime) -> E
     return replace(known, answer=answer, asked_at=now, asking_until=None, failed_questions=0)
 
 
-def note_failed_question(known: Experience, now: datetime) -> Experience:
+def note_failed_question(known: Experience, claim: datetime | None, now: datetime) -> Experience:
+    """End the question that was taken until `claim`; one that another ended or took over meanwhile is left alone."""
+    if known.asking_until is None or known.asking_until != claim:
+        return known
     return replace(known, answer=None, asked_at=now, asking_until=None, failed_questions=known.failed_questions + 1)
 
 

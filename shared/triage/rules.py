@@ -108,8 +108,8 @@ def _finding(signature: Signature, match: Match, reading: Reading, evidence: Evi
         tier = _HANDLED
     elif tier == _DECISIVE:
         place = _ELSEWHERE  # decisive wherever it stands: the surer one wins
-    elif place == _ELSEWHERE and (LOW_LEVEL.search(match.line[:120]) or match.line.lstrip().startswith("Suppressed:")):
-        tier = _HINT  # the job went on after it
+    elif place == _ELSEWHERE and _is_aside(match.line):
+        tier = _HINT
     words = (word.format(**match.found.groupdict()) for word in verdict.change_words)
     return Finding(
         rule=signature.id,
@@ -119,6 +119,16 @@ def _finding(signature: Signature, match: Match, reading: Reading, evidence: Evi
         repeated_changes=signature.repeated_changes,
         may_pass=signature.may_pass,
     )
+
+
+_SOURCE = re.compile(
+    r"(?:-{1,4}> ?|\s{1,8})\d{1,6} |\s{2,}(?:return|raise|with|for|if|def|try|await|\w[\w.]{0,60} ?=) ?\S"
+)
+
+
+def _is_aside(line: str) -> bool:
+    """A record below ERROR, after which the job went on; what was suppressed; a line of code in a traceback."""
+    return bool(LOW_LEVEL.search(line[:120]) or _SOURCE.match(line)) or line.lstrip().startswith("Suppressed:")
 
 
 def _place(match: Match, evidence: Evidence) -> int:

@@ -1,10 +1,13 @@
 """The local stack is one per folder, and takes no port from anybody. Its parts at work: `tests/stack`."""
 
 import json
+import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +20,10 @@ from local.stack import DEFAULT_PORTS, HOST, ROOT, OccupiedError, Stack, accepts
 
 HOLD = "import sys; from pathlib import Path; from local.stack import take_folder\n"
 HOLD += "lock = take_folder(Path(sys.argv[1])); print('taken', flush=True); sys.stdin.read()"
+
+START = "import sys; from pathlib import Path; from local.stack import Stack\n"
+START += "starting = Stack(Path(sys.argv[1]), base_port=0).start(); next(starting); print(next(starting), flush=True)\n"
+START += "sys.stdin.read()"
 
 
 @contextmanager
@@ -66,6 +73,36 @@ def test_the_folder_of_a_stack_that_was_killed_is_taken_over(folder: Path) -> No
         other.send_signal(signal.SIGKILL)
         other.wait()
         take_folder(folder).close()
+
+
+def test_the_folder_of_a_stack_that_was_killed_is_free_once_its_parts_have_ended_too(tmp_path: Path) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", START, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert owner.stdout
+    assert owner.stdout.readline() == b"service_bus\n", "its tables run"
+    owner.kill()
+    owner.communicate()
+
+    with pytest.raises(OccupiedError, match=rf"process {owner.pid}\).*if that process is gone.*'kill \d+'") as refusal:
+        take_folder(tmp_path)
+    (part,) = re.findall(r"'kill (\d+)'\.$", str(refusal.value))
+    os.kill(int(part), signal.SIGTERM)
+
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            take_folder(tmp_path).close()
+        except OccupiedError:
+            time.sleep(0.05)
+        else:
+            return
+    pytest.fail("the folder is still taken")
+
+
+def test_the_command_line_loads_where_there_is_no_fcntl() -> None:
+    without = "import sys; sys.modules['fcntl'] = None; import agent.cli"
+    subprocess.run([sys.executable, "-c", without], cwd=ROOT, check=True)
 
 
 def test_a_stack_that_has_ended_frees_its_folder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ from shared.errors import (
     AgentError,
     ConfigurationError,
     NotAuthorisedError,
+    OutcomeUnknownError,
     PermanentError,
     ThrottledError,
     TransientError,
@@ -543,13 +545,13 @@ def test_a_rate_limited_model_says_when_and_the_client_does_not_wait(service: Se
     assert time.monotonic() - started < 5
 
 
-def test_an_error_of_the_service_is_repeated_as_often_as_set_and_then_transient(service: Service) -> None:
+def test_an_error_of_the_service_is_repeated_as_often_as_set_and_may_have_cost_something(service: Service) -> None:
     service.answer_with(behaviour="500")
 
     with pytest.raises(AgentError, match="diagnosis: Azure OpenAI answered 500") as failure:
         ask(service.client(azure_openai_max_retries=1))
 
-    assert type(failure.value) is TransientError
+    assert type(failure.value) is OutcomeUnknownError
     assert len(service.requests()) == 2
 
 
@@ -560,23 +562,71 @@ def test_one_bad_moment_does_not_show(service: Service) -> None:
     assert ask(service.client(azure_openai_max_retries=1)) is not None
 
 
-def test_a_slow_model_is_a_transient_error_within_the_timeout(service: Service) -> None:
+def test_what_a_slow_model_spent_is_unknown_within_the_timeout(service: Service) -> None:
     service.answer_with(behaviour="slow", seconds=30)
 
     started = time.monotonic()
-    with pytest.raises(TransientError):
+    with pytest.raises(OutcomeUnknownError, match="no answer"):
         ask(service.client(azure_openai_timeout_seconds=1))
 
     assert time.monotonic() - started < 5
 
 
-def test_a_model_that_is_not_there_is_a_transient_error() -> None:
+def unused_port() -> int:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
+        port: int = unused.getsockname()[1]
+    return port
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_model_that_is_not_there_is_a_transient_error(host: str, retries: int) -> None:
+    url = f"http://{host}:{unused_port()}"
 
     with pytest.raises(AgentError, match="cannot be reached") as failure:
-        ask(AzureOpenAIClient(openai_settings(f"http://127.0.0.1:{port}")))
+        ask(AzureOpenAIClient(openai_settings(url, azure_openai_max_retries=retries)))
+
+    assert type(failure.value) is TransientError
+
+
+def test_a_connection_that_takes_too_long_sent_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        with socket.create_connection(address), pytest.raises(AgentError, match="cannot be reached") as failure:
+            ask(AzureOpenAIClient(openai_settings(f"http://127.0.0.1:{address[1]}", azure_openai_timeout_seconds=1)))
+
+    assert type(failure.value) is TransientError
+
+
+def test_of_a_model_that_took_the_question_and_went_away_the_repetition_does_not_hide_that() -> None:
+    def take_and_go(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        listening.close()
+        connection.recv(1)
+        connection.close()
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    model = threading.Thread(target=take_and_go, args=(listening,))
+    model.start()
+
+    with pytest.raises(OutcomeUnknownError) as failure:
+        ask(AzureOpenAIClient(openai_settings(url, azure_openai_max_retries=1)))
+
+    model.join()
+    vendor_error = failure.value.__cause__
+    assert vendor_error is not None
+    assert isinstance(vendor_error.__cause__, httpx2.ConnectError), "the repetition did not reach it"
+
+
+def test_a_question_that_was_sent_says_nothing_of_the_next() -> None:
+    with running(lambda: create_openai_app(EffectLog("openai", None))) as url:
+        client = Service(url).client()
+        ask(client)
+
+    with pytest.raises(AgentError, match="cannot be reached") as failure:
+        ask(AzureOpenAIClient(openai_settings(url)))
 
     assert type(failure.value) is TransientError
 
@@ -615,6 +665,38 @@ def test_the_check_asks_no_model(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (404, "DeploymentNotFound", ConfigurationError),
+        (400, "OperationNotSupported", PermanentError),  # no chat with this model
+    ],
+)
+def test_the_check_finds_a_deployment_that_is_not_there_or_of_no_use(
+    service: Service, status: int, code: str, kind: type[AgentError]
+) -> None:
+    service.set_fault(kind="error", status=status, body={"error": {"code": code, "message": "It does not work."}})
+
+    with pytest.raises(kind) as refusal:
+        service.client().check()
+
+    assert type(refusal.value) is kind
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"code": "empty_array", "param": "messages", "message": "Invalid 'messages': empty array."},
+        {"code": None, "param": None, "message": "[] is too short - 'messages'"},
+    ],
+)
+def test_the_check_knows_that_a_deployment_is_there_by_its_refusal_of_no_messages(
+    service: Service, error: dict[str, object]
+) -> None:
+    service.set_fault(kind="error", status=400, body={"error": error | {"type": "invalid_request_error"}})
+    service.client().check()
+
+
+@pytest.mark.parametrize(
     ("missing", "names"),
     [
         ({"azure_openai_deployment": ""}, ("AZURE_OPENAI_DEPLOYMENT",)),
@@ -646,21 +728,21 @@ def answered(kind: type[openai.APIStatusError], status: int, **headers: str) -> 
         (answered(openai.AuthenticationError, 401), NotAuthorisedError),
         (answered(openai.PermissionDeniedError, 403), NotAuthorisedError),
         (answered(openai.NotFoundError, 404), ConfigurationError),
-        (answered(openai.APIStatusError, 408), TransientError),
-        (answered(openai.ConflictError, 409), TransientError),
-        (answered(openai.InternalServerError, 500), TransientError),
-        (answered(openai.InternalServerError, 503), TransientError),
+        (answered(openai.APIStatusError, 408), OutcomeUnknownError),
+        (answered(openai.ConflictError, 409), OutcomeUnknownError),
+        (answered(openai.InternalServerError, 500), OutcomeUnknownError),
+        (answered(openai.InternalServerError, 503), OutcomeUnknownError),
         (answered(openai.BadRequestError, 400), PermanentError),
         (answered(openai.UnprocessableEntityError, 422), PermanentError),
-        (openai.APIConnectionError(request=REQUEST), TransientError),
-        (openai.APITimeoutError(request=REQUEST), TransientError),
+        (openai.APIConnectionError(request=REQUEST), OutcomeUnknownError),
+        (openai.APITimeoutError(request=REQUEST), OutcomeUnknownError),
         (openai.APIResponseValidationError(httpx2.Response(200, request=REQUEST), None), PermanentError),
         (openai.OpenAIError("unheard of"), PermanentError),
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
 def test_every_vendor_error_has_one_translation(error: openai.OpenAIError, expected: type[AgentError]) -> None:
-    ours = from_vendor("diagnosis", error)
+    ours = from_vendor("diagnosis", error, was_sent=True)
 
     assert type(ours) is expected
     assert str(ours).startswith("diagnosis: ")
@@ -673,7 +755,7 @@ def test_every_vendor_error_has_one_translation(error: openai.OpenAIError, expec
     + [({"retry_after": odd}, None) for odd in ("-1", "nan", "inf", "soon", "Wed, 21 Oct 2026 07:28:00 GMT")],
 )
 def test_retry_after_is_a_number_of_seconds_or_nothing(headers: dict[str, str], seconds: float | None) -> None:
-    error = from_vendor("diagnosis", answered(openai.RateLimitError, 429, **headers))
+    error = from_vendor("diagnosis", answered(openai.RateLimitError, 429, **headers), was_sent=True)
 
     assert isinstance(error, ThrottledError)
     assert error.retry_after_seconds == seconds

@@ -1,16 +1,27 @@
 """What is remembered of causes, in a history that others write too; and an engine that makes use of it."""
 
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from shared.domain import Category, Change, ChangeKind, Decision, DecisionKind, Diagnosis, Evidence, RunFacts
 from shared.error_decision_engine import PROMPT_CHARACTERS, ErrorDecisionEngine
-from shared.errors import AgentError, ConfigurationError, ConflictError, PermanentError, ThrottledError, TransientError
-from shared.learning import CHARACTERS_PER_TOKEN, PATIENCE, SLACK_SECONDS, TRIES, Learning
+from shared.errors import (
+    AgentError,
+    ConfigurationError,
+    ConflictError,
+    NotAuthorisedError,
+    OutcomeUnknownError,
+    PermanentError,
+    ThrottledError,
+    TransientError,
+)
+from shared.learning import CHARACTERS_PER_TOKEN, PATIENCE, SLACK_SECONDS, TRIES, Learning, Outage
 from shared.triage.evidence import collect
 from shared.triage.experience import Experience, Fix, TokenMeter
 from shared.triage.fingerprint import fingerprint
@@ -278,26 +289,199 @@ def test_a_question_that_failed_is_asked_again_after_a_wait_that_doubles(failure
     engine = desk.engine(model)
     asked_after: list[int] = []
 
-    for second in range(0, 900, 10):
+    for second in range(0, 3_600, 10):
         if engine.decide(failing(STRANGE), now=NOW, may_wait=True).model_used:
             break
         if len(model.faults.calls) > len(asked_after):
             asked_after.append(second)
         desk.clock.advance(seconds=10)
 
-    assert asked_after == [0, 60, 180, 380, 580]
-    assert second == 780
+    assert asked_after == [0, 60, 180, 420, 900]
+    assert second == 1_860
     assert desk.learning.recall(WORKSPACE, mark_of(STRANGE)).failed_questions == 0, "an answer ends the doubling"
 
 
-def test_no_wait_after_failed_questions_is_longer_than_the_window_of_an_answer() -> None:
-    desk = Desk(defer_base_seconds=600, defer_cap_seconds=9_000, ai_window_minutes=15)
-    for _ in range(50):
-        desk.learning.note_failed_question(WORKSPACE, CAUSE)
+def fail_questions(desk: Desk, count: int) -> None:
+    """So many questions about the cause in a row, each as soon as it may be asked, without an answer."""
+    for _ in range(count):
+        taken = desk.learning.begin_question(WORKSPACE, CAUSE)
+        assert taken is not None
+        assert not desk.learning.was_asked(taken)
+        desk.learning.note_failed_question(taken)
+        desk.clock.advance(minutes=desk.settings.ai_window_minutes)
 
+
+@pytest.mark.parametrize("failures", [1, 8, 50])
+def test_waits_after_failed_questions_double_up_to_the_window_of_an_answer(failures: int) -> None:
+    desk = Desk(defer_base_seconds=60, defer_cap_seconds=120, ai_window_minutes=60)
+    fail_questions(desk, failures - 1)
+    taken = desk.learning.begin_question(WORKSPACE, CAUSE)
+    assert taken is not None
+    desk.learning.note_failed_question(taken)
+
+    rest = timedelta(minutes=min(2 ** (failures - 1), 60))
+    desk.clock.now += rest - timedelta(seconds=1)
     assert desk.learning.was_asked(desk.known)
-    desk.clock.advance(minutes=15)
+    desk.clock.advance(seconds=1)
     assert not desk.learning.was_asked(desk.known)
+
+
+def test_an_outage_of_a_day_costs_a_cause_one_question_an_hour_and_leaves_tokens() -> None:
+    desk, model = Desk(), FakeDiagnoser(ANSWER)
+    model.faults.before["diagnose"] = [OutcomeUnknownError("timed out")] * 10_000
+    engine = desk.engine(model)
+
+    for _ in range(24 * 12):
+        for error in (STRANGE, "the warp core is offline", "the tricorder is jammed"):
+            engine.decide(failing(error), now=NOW)
+        desk.clock.advance(minutes=5)
+
+    assert 24 <= len(model.faults.calls) <= 3 * 30
+    assert used(desk) < desk.settings.ai_tokens_per_day / 2
+
+
+def test_a_late_failure_leaves_the_answer_of_another_alone() -> None:
+    desk = Desk()
+    slow = desk.learning.begin_question(WORKSPACE, CAUSE)
+    assert slow is not None
+    desk.clock.advance(minutes=5)
+    assert desk.learning.begin_question(WORKSPACE, CAUSE) is not None, "whoever asked is taken for dead"
+    desk.learning.keep_answer(WORKSPACE, CAUSE, ANSWER)
+
+    desk.learning.note_failed_question(slow)
+
+    assert (desk.known.answer, desk.known.failed_questions) == (ANSWER, 0)
+
+
+def test_a_late_failure_leaves_the_question_that_another_has_in_hand_alone() -> None:
+    desk = Desk()
+    slow = desk.learning.begin_question(WORKSPACE, CAUSE)
+    assert slow is not None
+    desk.clock.advance(minutes=5)
+    other = desk.learning.begin_question(WORKSPACE, CAUSE)
+
+    desk.learning.note_failed_question(slow)
+
+    assert desk.known == other
+
+
+# ── an outage of the model as a whole ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_failed_question_speaks_for_the_model_and_one_asker_at_a_time_tries_again() -> None:
+    clock = FakeClock()
+    outage = Outage(clock, first_rest=timedelta(minutes=1), longest_rest=timedelta(minutes=5), longest_try=TRY)
+    assert [outage.lets_ask() for _ in range(3)] == [True] * 3, "it is not known to be down"
+
+    for rest in (1, 2, 4, 5, 5):
+        outage.note_failure()
+        clock.advance(seconds=60 * rest - 1)
+        assert not outage.lets_ask()
+        clock.advance(seconds=1)
+        assert [outage.lets_ask() for _ in range(3)] == [True, False, False]
+
+    outage.note_answer()
+    assert [outage.lets_ask() for _ in range(3)] == [True] * 3
+    outage.note_failure()
+    clock.advance(minutes=1)
+    assert outage.lets_ask(), "an answer ends the doubling"
+
+
+TRY = timedelta(seconds=75)
+
+
+def test_questions_that_were_under_way_together_count_as_one_failure() -> None:
+    clock = FakeClock()
+    outage = Outage(clock, first_rest=timedelta(minutes=1), longest_rest=timedelta(minutes=15), longest_try=TRY)
+    for _ in range(16):
+        outage.note_failure()
+
+    clock.advance(minutes=1)
+
+    assert outage.lets_ask()
+
+
+def test_where_the_asker_that_tries_dies_another_tries() -> None:
+    clock = FakeClock()
+    outage = Outage(clock, first_rest=timedelta(minutes=1), longest_rest=timedelta(minutes=15), longest_try=TRY)
+    outage.note_failure()
+    clock.advance(minutes=1)
+    assert outage.lets_ask()
+
+    clock.now += TRY
+
+    assert [outage.lets_ask() for _ in range(2)] == [True, False]
+
+
+def test_of_many_askers_at_once_one_tries() -> None:
+    clock = FakeClock()
+    outage = Outage(clock, first_rest=timedelta(minutes=1), longest_rest=timedelta(minutes=15), longest_try=TRY)
+    outage.note_failure()
+    clock.advance(minutes=1)
+    ready = threading.Barrier(16)
+
+    def ask(_: int) -> bool:
+        ready.wait()
+        return outage.lets_ask()
+
+    with ThreadPoolExecutor(16) as askers:
+        assert sum(askers.map(ask, range(16))) == 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "speaks_for_all"),
+    [
+        (TransientError("cannot be reached"), True),
+        (OutcomeUnknownError("timed out"), True),
+        (NotAuthorisedError("401: no role"), True),
+        (ConfigurationError("404: no deployment", names=()), True),
+        (PermanentError("400: too long"), False),
+        (ThrottledError("429"), False),
+    ],
+    ids=lambda value: getattr(value, "args", ("",))[0] or str(value),
+)
+def test_while_the_model_is_out_another_cause_is_left_to_the_rules_for_a_rest(
+    failure: AgentError, speaks_for_all: bool
+) -> None:
+    desk, model = Desk(), FakeDiagnoser(ANSWER)
+    model.faults.before["diagnose"] = [failure]
+    engine = desk.engine(model)
+    assert not engine.decide(failing(STRANGE), now=NOW).model_used
+    cost = used(desk)
+
+    decision = engine.decide(failing("the warp core is offline"), now=NOW, may_wait=True)
+
+    assert decision.model_used is not speaks_for_all
+    if speaks_for_all:
+        assert used(desk) == cost
+        desk.clock.advance(seconds=desk.settings.defer_base_seconds)
+        assert engine.decide(failing("the warp core is offline"), now=NOW).model_used
+
+
+def test_an_answer_that_is_kept_is_used_while_the_model_is_out() -> None:
+    desk, model = Desk(), FakeDiagnoser(ANSWER)
+    engine = desk.engine(model)
+    assert engine.decide(failing(STRANGE), now=NOW).model_used
+    model.faults.before["diagnose"] = [TransientError("cannot be reached")]
+    engine.decide(failing("the warp core is offline"), now=NOW)
+
+    assert engine.decide(failing(STRANGE, 1002), now=NOW).model_used
+
+
+@pytest.mark.parametrize("given", [ThrottledError("429"), ANSWER, None], ids=["429", "answer", "void"])
+def test_a_try_that_the_model_answers_ends_the_outage(given: ThrottledError | Diagnosis | None) -> None:
+    desk, model = Desk(), FakeDiagnoser(None if isinstance(given, ThrottledError) else given)
+    model.faults.before["diagnose"] = [
+        TransientError("cannot be reached"),
+        given if isinstance(given, ThrottledError) else None,
+    ]
+    engine = desk.engine(model)
+    engine.decide(failing(STRANGE), now=NOW)
+    desk.clock.advance(seconds=desk.settings.defer_base_seconds)
+    engine.decide(failing("the warp core is offline"), now=NOW)
+    model.answer = ANSWER
+
+    assert engine.decide(failing("the tricorder is jammed"), now=NOW).model_used
 
 
 def test_of_all_that_wait_for_a_failed_question_one_asks_again() -> None:
@@ -318,7 +502,7 @@ def test_of_all_that_wait_for_a_failed_question_one_asks_again() -> None:
 
 def test_a_question_that_had_no_answer_keeps_its_tokens_booked_and_each_repetition_books_its_own() -> None:
     desk, model = Desk(), FakeDiagnoser(ANSWER)
-    model.faults.before["diagnose"] = [TransientError("timed out")]
+    model.faults.before["diagnose"] = [OutcomeUnknownError("timed out")]
     engine = desk.engine(model)
     engine.decide(failing(STRANGE), now=NOW)
     once = used(desk)
@@ -397,9 +581,14 @@ def test_a_question_that_the_service_refuses_costs_no_tokens_however_often_it_is
 
 @pytest.mark.parametrize(
     "refusal",
-    [ThrottledError("429"), PermanentError("401: no role"), ConfigurationError("404: no deployment", names=())],
+    [
+        ThrottledError("429"),
+        PermanentError("401: no role"),
+        ConfigurationError("404: no deployment", names=()),
+        TransientError("cannot be reached"),
+    ],
 )
-def test_a_question_that_is_refused_for_good_or_without_patience_left_costs_no_tokens(refusal: AgentError) -> None:
+def test_a_question_that_is_refused_or_never_sent_costs_no_tokens(refusal: AgentError) -> None:
     desk, model = Desk(), FakeDiagnoser(ANSWER)
     model.faults.before["diagnose"] = [refusal]
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from shared.domain import Change, ChangeKind, DecisionKind, Diagnosis
-from shared.triage.experience import Experience, note_answer, note_result, weigh
+from shared.triage.experience import Experience, note_answer, note_failed_question, note_result, weigh
 from tests.builders import build_diagnosis
 
 NOW = datetime(2026, 11, 24, 3, 0, tzinfo=UTC)
@@ -70,3 +70,27 @@ def test_the_model_is_asked_once_per_window_even_where_its_answer_was_void() -> 
     experience = note_answer(experience, None, NOW)
     assert experience.was_asked_within(window, NOW + timedelta(minutes=59))
     assert not experience.was_asked_within(window, NOW + window)
+
+
+CLAIM = NOW + timedelta(seconds=75)
+
+
+@pytest.mark.parametrize(
+    ("before", "counts"),
+    [
+        (Experience("w", "f", asking_until=CLAIM), True),
+        (Experience("w", "f", asking_until=CLAIM, failed_questions=3), True),
+        (note_answer(Experience("w", "f", asking_until=CLAIM), build_diagnosis(), NOW), False),
+        (Experience("w", "f", answer=build_diagnosis(), asking_until=None), False),
+        (Experience("w", "f", asking_until=CLAIM + timedelta(seconds=75)), False),
+    ],
+    ids=["its own", "its own again", "answered by another", "ended by another", "taken by another"],
+)
+def test_a_failure_ends_its_own_question_only(before: Experience, counts: bool) -> None:
+    later = NOW + timedelta(minutes=5)
+    after = note_failed_question(before, CLAIM, later)
+
+    if counts:
+        assert after == replace(before, asked_at=later, asking_until=None, failed_questions=before.failed_questions + 1)
+    else:
+        assert after == before

@@ -449,13 +449,15 @@ _SAYS_NOTHING = re.compile(
     r"(?:.{0,80}Job aborted(?: due to stage failure)?[.:]? ?(?:Task \d+ in stage [\d.]{1,12} failed \d+ times)?[,.;]?"
     r"|.{0,80}aborting job|.{0,60}An error occurred while calling \S{1,60}|.{0,60}\d+ flows failed to resolve\b.{0,100}"
     r"|.{0,60}returned non-zero exit status \d+\.?|.{0,60}Update \w{1,40} is FAILED\.?\"?"
+    r"|\[(?:Full )?GC .{0,300}|(?:\S{1,12}\s{1,4})?\d+ of \d+ (?:FAIL|ERROR) .{0,200}"
+    r"|(?:\S{1,12}\s{1,4})?(?:Runtime|Database|Compilation) Error|\S{1,120}Traceback \(most recent call last\)"
     r"|Task \S{1,100} failed\.?|(?:Task \S{1,100} failed with message: )?Workload failed, see run output.{0,200}"
-    r"|.{0,60}Encountered an error:?|(?:Runtime|Database|Compilation) Error|.{0,80}terminated with error"
+    r"|.{0,60}Encountered an error:?|.{0,80}terminated with error"
     r"|.{0,60}PythonException: Traceback \(most recent call last\):|Traceback.{0,60}"
     r"|.{0,60}due to upstream failure.{0,40}"
     r"|(?:Please|The above|See|Check|Refer to) .{0,200}|.{0,200}Exception in task .{0,80}"
     r"|\[RequestId=[^\]]{0,300}\]|.{0,60}error message:?"
-    r"|\S{1,120}(?:Exception|Error)[\s:]{0,60}(?:Traceback.{0,60})?)$",
+    r"|\S{1,120}(?:Exception|Error|Exist|Denied|Found)[\s:]{0,60}(?:Traceback.{0,60})?)$",
     re.IGNORECASE,
 )
 _LONGEST_ANNOUNCEMENT = 600
@@ -486,13 +488,16 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 
 
 _CARRIERS = re.compile(
-    r"\s{0,8}(?:(?:Run result unavailable|(?:Task|Job|Run) \S{1,100} failed|(?:Job|Run|Task)(?: \S{1,100})? failed "
-    r"with (?:the )?(?:error |following )?(?:message|error))(?:$|[:.](?: |$))){1,4}\s{0,4}",
+    r"\s{0,8}(?:(?:Run result unavailable|(?:Task|Job|Run) \S{1,100} failed(?: \(attempt \d+\))?"
+    r"|(?:Job|Run|Task)(?: \S{1,100})? failed with (?:the )?(?:error |following )?(?:message|error))"
+    r"(?:$|[:.](?: |$))){1,4}\s{0,4}",
     re.IGNORECASE,
 )
 """What the run, the job and the task put in front of an error that has its own words."""
 _HEADLINE = re.compile(r".{0,60}?\b(?:Runtime|Database|Compilation|Dependency) Error in \w{1,20} \S")
 """How dbt begins an error; the message stands on the next line."""
+_STATE = re.compile(r"(?:\S{0,30}\d[\dZ] )?[A-Z]{4,20}(?:_[A-Z]{2,20}){0,3}")
+"""A state alone, as in a list of events: `2026-01-23T21:44:40Z TERMINATING`."""
 _REMARK = re.compile(
     r"\[[a-z][\w .,\-]{1,60}\]|(?:parent|child|active|newer|next) (?:run|update)\b|last |iteration \d|refresh history"
 )
@@ -543,11 +548,12 @@ def _causes(lines: list[str], ranks: list[int]) -> tuple[str, ...]:
 def _told_causes(lines: list[str], ranks: list[int], bare_exceptions: list[str]) -> list[str]:
     """Where no exception says why: the last line with an error class, else the last that a tool calls its error, else
     the first loud line that says anything, else an exception without words, else any line."""
-    telling = [
+    said = [
         (rank, f"{line.strip()} {following.strip()}" if line.endswith(":") else line.strip())
         for rank, (line, following) in zip(ranks, pairwise([*lines, ""]), strict=True)
-        if rank and line.strip() and not says_nothing(line.strip()) and not _REMARK.match(line.strip())
+        if rank and line.strip() and not says_nothing(line.strip()) and not _STATE.fullmatch(line.strip())
     ]
+    telling = [(rank, line) for rank, line in said if not _REMARK.match(line)] or said
     with_class = [line for _, line in telling if _ERROR_CLASS.search(line)]
     of_tools = [line for _, line in telling if line.startswith("ERROR: ")]
     loud = [line for rank, line in telling if rank >= _ALARM]

@@ -48,12 +48,16 @@ _WRAPPERS = (
                r"(?=Job aborted|\[[A-Z]|Task |Lost task|An error occurred|Traceback)"),
     re.compile(r"^(?:[\w$]{1,80}\.){0,12}[\w$]{0,80}(?:Exception|Error): (?=\[[A-Z][A-Z0-9_.]{4,160}\])"),
     re.compile(r"^(?:[\w$]{1,80}\.){0,12}(?:Workflow|NotebookExecution)Exception: "),
+    re.compile(r"^(?:\S{1,12}\s{1,4})?(?:Database|Runtime|Compilation|Dependency) Error in \w{1,20} \S{1,120} "
+               r"\([^)]{1,200}\)\s{0,8}(?:\d\d:\d\d:\d\d\s{1,8})?(?=\S)"),
+    re.compile(r"^(?:Task|Job|Run|Step|Activity) \S{1,100} failed(?: \(attempt \d+\))?(?: with (?:the )?error)?: "),
     re.compile(r"^Error (?:running|executing) (?:query|statement|command|notebook|task|job): "),
     re.compile(r"^An error occurred while calling \S{1,60} ?"),
 )  # fmt: skip
 _TYPE_NAME = r"(?:[a-z_][\w$]{0,60}\.){1,12}[A-Z][\w$]{0,80}(?:Exception|Error|Interrupt|Failure|Fault)"
 _INNER = re.compile(
-    rf"\b(?={_TYPE_NAME}: )|(?<=[.;,)] )ERROR: |(?<=exited with code \d )ERROR: |\bCause(?:d by)?: "
+    rf"\b(?={_TYPE_NAME}: )|\b(?=(?:AADSTS|ORA-|DPY-|TNS-)\d{{4}})"
+    r"|(?<=[.;,):] )ERROR: |(?<=exited with code \d )ERROR: |\bCause(?:d by)?: "
     r"|\b[Ee]rror [Mm]essage: |\bdatabricks_error_message: ?|\bterminated with exception: |\b[Rr]eason: "
     r"|\bin unexpected state \w{1,40}: "
 )
@@ -95,8 +99,8 @@ _CAUSE_IN_BRACKETS = re.compile(
 _GUID = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 _CODES = (
     r"\b(?:AADSTS|KB|HY|TF|BUG|[A-Z]{2,6}-)\d{3,8}\b|\bSQL\d{4,5}[NWC]\b|\bSQLCODE[:= ]{1,2}-?\d{1,5}"
-    r"|(?:HTTP(?:/\d\.\d)?(?: Error| response code:?| status:?)?|[Ss]tatus ?[Cc]ode[=:]? ?|status[=:] ?|\bcode[=:]? ?"
-    r"|[Ee]rror ?[Cc]?o?d?e?[=:]? "
+    r"|(?:HTTP(?:/\d\.\d)?(?: Error| response code:?| status:?)?|[Ss]tatus ?[Cc]ode[\"']?[=:]? ?|status[=:] ?"
+    r"|\bcode[=:]? ?|[Ee]rror ?[Cc]?o?d?e?[=:]? "
     r"|\bErrno |exit(?:ed)?(?: with)?(?: exit)? (?:code|status)(?: is)?:? ?|->) ?\(?(?:-?\d{1,6}|0x[0-9a-fA-F]{1,8})\b"
     r"|\b[45]\d\d (?=[A-Z][a-z]+)"
     r"|'[0-9][0-9A-Z]{4}'|\[[0-9A-Z]{5}\](?= ?\[)|\((?=\d{1,4}[A-Z])[0-9][0-9A-Z]{4}\)"
@@ -109,9 +113,10 @@ _VERSIONS = (
     r"|\b(?i:version|python|java|runtime|scala)[ :=]{1,2}['\"]?\d{1,3}(?:\.\d{1,4}){1,3}\b"
     r"|(?<![\d.])\d{1,3}\.\d{1,3}\.(?:\d{1,3}|x-[\w.\-]{1,30})(?![\d.]{0,2}\d)"
     r"|\b[a-z]\w{1,6}\.\d{0,2}(?:xlarge|large|medium|metal)\b"
-    r"|\b(?i:branch|tag|ref|reference|revision) ['\"]?[\w.\-]{1,80}(?:/[\w.\-]{1,80}){0,6}"
+    r"|\b(?i:branch|tag|ref|reference|revision|subnet|vnet|vault|bucket|queue|topic|policy|role) "
+    r"['\"]?[\w.\-]{1,80}(?:/[\w.\-]{1,80}){0,6}"
 )
-"""Versions asked for: of packages, files, images, runtimes; and sizes of machines."""
+"""Versions asked for: of packages, files, images, runtimes; sizes of machines; names that end in numbers."""
 _PRINCIPAL = rf"(?i:\b(?:principal|app|application(?: with identifier)?|client|user)(?: id)?[ '\":=]{{1,4}}){_GUID}"
 _TIME = (
     r"\b\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}[\d:.,]{0,16}(?:Z\b|[+\-]\d{2}:?\d{2}\b)?"
@@ -139,7 +144,7 @@ _VARIABLE = re.compile(
     r"|(?P<rest>(?<![A-Za-z_\d])-?\d+|(?<=[A-Za-z_])\d{3,})"
 )
 _IN_PATH = re.compile(
-    rf"(?P<id>{_GUID}|part-\d+[\w.\-]{{0,120}}|(?<=/)[0-9a-f]{{2}}(?=/))"
+    rf"(?P<id>{_GUID}|part-\d+[\w.\-]{{0,120}}|(?<=/)tmp[\w\-]{{6,12}}(?=/|$)|(?<=/)[0-9a-f]{{2}}(?=/))"
     r"|(?P<number>(?<![A-Za-z\d])\d{4}[\-_/]?\d{2}[\d\-_.:T/]{0,30}Z?(?![A-Za-z\d])|(?<![A-Za-z\d])\d+(?![A-Za-z\d\-_]))"
     rf"|(?P<token>{_LABEL})"
     r"|(?P<rest>(?<![A-Za-z])\d[\d\-_.:T]{0,30}|(?<=[A-Za-z_])\d{3,})"
@@ -161,6 +166,8 @@ _FILE_ENDINGS = frozenset((
 _REPEATED = re.compile(r"#(?:[\s.,:/x*\-+]{0,4}#)+")
 _REPEATED_QUOTES = re.compile(r"(['\"])\1+")
 _SPACES = re.compile(r"\s+")
+_END_OF_QUOTATION = re.compile(r"\"[}\]]{1,4}$")
+"""Where a line was taken out of a record in JSON."""
 _BRACKETED = re.compile(r" ?[\[(][^\[\]()]{1,120}[\])]")
 _CLAUSE_END = re.compile(r"(?<=[.;,]) |(?<=,)(?=#)")
 _INCIDENTAL = frozenset((
@@ -215,6 +222,8 @@ _QUOTED = re.compile(
     re.IGNORECASE,
 )
 """A name in quotes; types, encodings, numbers and SQLSTATEs name nothing of the user's."""
+_MODEL = re.compile(r"\b(?:Database|Runtime|Compilation) Error in \w{1,20} (\w{1,120})")
+"""The model of dbt whose query fails; a table or a function is the same whichever model asks for it."""
 _OPERATION = re.compile(r"\b[A-Za-z]{3,40}(?= on [a-z0-9]{2,8}://)")
 _NAMED = re.compile(
     r"\b[A-Za-z_]\w{0,60}\.\w{1,60}\.\w{1,60}\b"
@@ -260,6 +269,8 @@ def _essence(evidence: Evidence) -> list[str]:
         parts += _what_it_was_about(evidence, cause, message)
     if "schema" in message:
         parts += _columns_in_dispute(evidence.text)
+    if (model := _MODEL.search(cause)) and not ("`.`" in message or _NAMED.search(message)):
+        parts.append(model.group(1).lower())
     return parts
 
 
@@ -271,7 +282,7 @@ def normalise(line: str) -> str:
     line = _without_type(line)
     line = _REPEATED.sub("#", _VARIABLE.sub(_constant, line))
     line = _SPACES.sub(" ", _REPEATED_QUOTES.sub(r"\1", line)).lower()
-    return _without_incidentals(line).strip(" .,:;-")
+    return _without_incidentals(_END_OF_QUOTATION.sub("", line) if "{" not in line else line).strip(" .,:;-")
 
 
 def _without_type(line: str) -> str:

@@ -353,7 +353,7 @@ def test_cost_grows_with_the_size_only(piece: str) -> None:
         return time.perf_counter() - start
 
     small = min(seconds(4_000) for _ in range(2))
-    assert seconds(16_000) < 10 * small + 0.1
+    assert min(seconds(16_000) for _ in range(3)) < 10 * small + 0.2
 
 
 READABLE = [

@@ -50,6 +50,8 @@ _WRAPPERS = (
     re.compile(r"^(?:[\w$]{1,80}\.){0,12}(?:Workflow|NotebookExecution)Exception: "),
     re.compile(r"^(?:\S{1,12}\s{1,4})?(?:Database|Runtime|Compilation|Dependency) Error in \w{1,20} \S{1,120} "
                r"\([^)]{1,200}\)\s{0,8}(?:\d\d:\d\d:\d\d\s{1,8})?(?=\S)"),
+    re.compile(r"^Query \S{1,60}: (?=\[[A-Z])|^\w{1,30} exited with code \d+: "
+               r"|^Completed with \d+ errors?(?: and \d+ warnings?)?: "),
     re.compile(r"^(?:Task|Job|Run|Step|Activity) \S{1,100} failed(?: \(attempt \d+\))?(?: with (?:the )?error)?: "),
     re.compile(r"^Error (?:running|executing) (?:query|statement|command|notebook|task|job): "),
     re.compile(r"^An error occurred while calling \S{1,60} ?"),
@@ -99,7 +101,7 @@ _CAUSE_IN_BRACKETS = re.compile(
 _GUID = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 _CODES = (
     r"\b(?:AADSTS|KB|HY|TF|BUG|[A-Z]{2,6}-)\d{3,8}\b|\bSQL\d{4,5}[NWC]\b|\bSQLCODE[:= ]{1,2}-?\d{1,5}"
-    r"|(?:HTTP(?:/\d\.\d)?(?: Error| response code:?| status:?)?|[Ss]tatus ?[Cc]ode[\"']?[=:]? ?|status[=:] ?"
+    r"|(?:HTTP(?:/\d\.\d)?(?: Error| response code:?| status:?)?|[Ss]tatus ?[Cc]ode[\"']?[=:]? ?|status(?:[=:] ?| (?=\d{3}\b))"
     r"|\bcode[=:]? ?|[Ee]rror ?[Cc]?o?d?e?[=:]? "
     r"|\bErrno |exit(?:ed)?(?: with)?(?: exit)? (?:code|status)(?: is)?:? ?|->) ?\(?(?:-?\d{1,6}|0x[0-9a-fA-F]{1,8})\b"
     r"|\b[45]\d\d (?=[A-Z][a-z]+)"

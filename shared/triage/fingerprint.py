@@ -101,8 +101,8 @@ _CAUSE_IN_BRACKETS = re.compile(
 _GUID = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 _CODES = (
     r"\b(?:AADSTS|KB|HY|TF|BUG|[A-Z]{2,6}-)\d{3,8}\b|\bSQL\d{4,5}[NWC]\b|\bSQLCODE[:= ]{1,2}-?\d{1,5}"
-    r"|(?:HTTP(?:/\d\.\d)?(?: Error| response code:?| status:?)?|[Ss]tatus ?[Cc]ode[\"']?[=:]? ?|status(?:[=:] ?| (?=\d{3}\b))"
-    r"|\bcode[=:]? ?|[Ee]rror ?[Cc]?o?d?e?[=:]? "
+    r"|(?:HTTP(?:/\d\.\d)?(?: Error| response code:?| status:?)?|[Ss]tatus ?[Cc]ode[\"']?[=:]? ?"
+    r"|status(?:[=:] ?| (?=\d{3}\b))|\bcode[=:]? ?|[Ee]rror ?[Cc]?o?d?e?[=:]? "
     r"|\bErrno |exit(?:ed)?(?: with)?(?: exit)? (?:code|status)(?: is)?:? ?|->) ?\(?(?:-?\d{1,6}|0x[0-9a-fA-F]{1,8})\b"
     r"|\b[45]\d\d (?=[A-Z][a-z]+)"
     r"|'[0-9][0-9A-Z]{4}'|\[[0-9A-Z]{5}\](?= ?\[)|\((?=\d{1,4}[A-Z])[0-9][0-9A-Z]{4}\)"

@@ -18,6 +18,7 @@ from shared.triage.knowledge import Effect, Match, Reading, Signature, Verdict, 
 from shared.triage.untrusted_text import LOW_LEVEL, PLATFORM_RECORD, sentences_of, status_text, without_planted_words
 
 DEFAULT_RULE = "default.escalate"
+_CODE_RULE = "code."
 
 MOST_MATCHES = 8
 """Matches of one signature that are looked at, to find the one in the deepest cause."""
@@ -63,9 +64,13 @@ def diagnose(symptoms: Symptoms, evidence: Evidence) -> Diagnosis:
         Where.SENTENCE: Reading(sentences_of(status), said),
     }
     findings = sorted(_findings(symptoms, evidence, readings), key=lambda finding: finding.rank, reverse=True)
+    records = [finding.rule for finding in findings if _is_final_record(finding)]
     findings = _without_denied(findings, readings[Where.STATUS])
     best = _with_change_for_place(findings[0], symptoms, text)
-    decided, sentence, deciding = _under(best, _circumstances(readings[Where.STATUS], _effects_on(best)))
+    told = _circumstances(readings[Where.STATUS], _effects_on(best))
+    if records:  # the text names a limit, the platform a user: a person has to look
+        told[Effect.SOMEBODY_INVOLVED] = records[0]
+    decided, sentence, deciding = _under(best, told)
     rules = dict.fromkeys((best.rule, *deciding, *(finding.rule for finding in findings[1:])))
     return Diagnosis(
         category=decided.verdict.category,
@@ -122,7 +127,8 @@ def _finding(signature: Signature, match: Match, reading: Reading, evidence: Evi
 
 
 _SOURCE = re.compile(
-    r"(?:-{1,4}> ?|\s{1,8})\d{1,6} |\s{2,}(?:return|raise|with|for|if|def|try|await|\w[\w.]{0,60} ?=) ?\S"
+    r"(?:-{1,4}> ?|\s{1,8})\d{1,6} |\s{2,}(?:return|raise|with|for|if|def|try|await"
+    r"|(?!status|details?|debug|error|message|code|reason)\w[\w.]{0,60} ?=) ?\S"
 )
 
 
@@ -175,6 +181,11 @@ def _without_denied(findings: list[Finding], status: Reading) -> list[Finding]:
     return [finding for finding in findings if finding.verdict.category not in denied]
 
 
+def _is_final_record(finding: Finding) -> bool:
+    """Whether the run's own termination code says that it was dealt with, such as USER_CANCELED."""
+    return finding.rule.startswith(_CODE_RULE) and finding.rank[0] == _HANDLED
+
+
 def _of_termination(symptoms: Symptoms) -> Iterator[Finding]:
     tables = knowledge.codes()
     for code, table in (
@@ -185,7 +196,7 @@ def _of_termination(symptoms: Symptoms) -> Iterator[Finding]:
         if verdict is not None:
             is_final = verdict.decision is DecisionKind.SKIP and verdict.confidence >= 0.9
             tier = _HANDLED if is_final else _CODE
-            yield Finding(f"code.{code}", verdict, (tier, _ELSEWHERE, verdict.confidence, 0), _changes(verdict))
+            yield Finding(f"{_CODE_RULE}{code}", verdict, (tier, _ELSEWHERE, verdict.confidence, 0), _changes(verdict))
 
 
 _REASON_IN_TEXT = re.compile(

@@ -49,7 +49,7 @@ _INSTRUCTION = re.compile(
 _IN_EVERY_ORDER = (
     *("system", "im_start", "im_end", "instruction", "assistant", "developer"),
     *("ignore", "disregard", "forget", "override", "you are"),
-    *("automation", "agent", "triage", "bot", "llm", "responder", "classifier", " ai "),
+    *("automation", "agent", "triage", "bot", "llm", "responder", "classifier", " ai", "ai "),
     *("retry", "escalate", "skip", "repair", "rerun", "re-run", "restart with"),
     *("this as", "it as", "run as", "failure as", "error as", "job as"),
     *("do not ", "don't ", "never ", "no need to"),
@@ -99,11 +99,14 @@ _ABOUT_DATA = re.compile(
 
 _ANOTHER_TIME = re.compile(
     r"\b(?:fine|ok|okay|stable|quiet|no (?:problems?|issues?|failures?)|never again) since\b"
-    r"|\b(?:old|earlier|previous|past|unrelated|closed) (?:incident|ticket|post-?mortem|outage)\b"
-    r"|\b(?:copied|left over|taken|pasted) from (?:the |an? |its )?(?:\w+ )?(?:template|example|runbook|wiki|manual)\b",
+    r"|\b(?:old|earlier|previous|past|unrelated|closed) (?:incident|ticket|post-?mortem|outage)\b",
     re.IGNORECASE,
 )
-"""A line about a failure of the past, or about none."""
+"""A line about a failure of the past. It may still tell what somebody did about this one."""
+_ABOUT_NOTHING = re.compile(
+    r"\b(?:copied|left over|taken|pasted) from (?:the |an? |its )?(?:\w+ )?(?:template|example|runbook|wiki|manual)\b",
+    re.IGNORECASE,
+)
 
 
 def without_planted_words(text: str) -> str:
@@ -168,7 +171,7 @@ def status_text(symptoms: Symptoms) -> str:
         text = _VALUE_OF_LINES.sub(r'\1…"', text)
     if _NOT_PARSED.search(text):
         text = _PAYLOAD.sub(r"\1{…}", text)
-    lines = [line for line in text.split("\n") if not _ANOTHER_TIME.search(line)]
+    lines = [line for line in text.split("\n") if not _ABOUT_NOTHING.search(line)]
     if _has_order(text):
         lines = [_QUOTED_INSTRUCTION.sub("", line) for line in lines]
         lines = [line for line in lines if not _INSTRUCTION.search(line)]

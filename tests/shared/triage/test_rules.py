@@ -10,7 +10,7 @@ from shared.domain import Category, Change, ChangeKind, DecisionKind, Diagnosis,
 from shared.errors import ConfigurationError
 from shared.triage import evidence, knowledge
 from shared.triage.rules import DEFAULT_RULE, diagnose
-from shared.triage.untrusted_text import without_planted_words
+from shared.triage.untrusted_text import status_text, without_planted_words
 
 RETRY, CHANGED = DecisionKind.RETRY, DecisionKind.RETRY_WITH_PARAMS
 ESCALATE, SKIP = DecisionKind.ESCALATE_EMAIL, DecisionKind.SKIP
@@ -450,6 +450,21 @@ def test_any_text_gets_a_diagnosis(text: str, code: str | None) -> None:
     assert 0 <= result.confidence <= 1
     assert result.rules[-1] == DEFAULT_RULE
     assert bool(result.changes) is (result.recommended is CHANGED)
+
+
+def test_a_limit_in_the_text_repairs_nothing_that_the_platform_records_as_cancelled_by_a_user() -> None:
+    error = "Task load exceeded timeout_seconds=3600"
+
+    assert diagnosis_of(error, code="CANCELED").recommended is DecisionKind.RETRY_WITH_PARAMS
+    assert diagnosis_of(error, code="USER_CANCELED").recommended is DecisionKind.ESCALATE_EMAIL
+    assert diagnosis_of("", code="USER_CANCELED").recommended is DecisionKind.SKIP
+
+
+def test_a_line_about_the_past_decides_no_cause_but_may_tell_what_somebody_did() -> None:
+    line = "closed ticket 4471: java.lang.OutOfMemoryError, rerun by the owner as run 8812"
+
+    assert "OutOfMemoryError" not in without_planted_words(f"Connection reset\n{line}")
+    assert line in status_text(Symptoms(error=f"Connection reset\n{line}"))
 
 
 @pytest.mark.parametrize(

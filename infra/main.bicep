@@ -388,12 +388,12 @@ var secretSettings = {
   DATABRICKS_CLIENT_SECRET: hasClientSecret ? '@Microsoft.KeyVault(VaultName=${keyVaultName};SecretName=databricks-client-secret)' : ''
 }
 var choiceSettings = {
-  JOB_IDS: jobIds
   MAX_RETRY_ATTEMPTS: string(maxRetryAttempts)
-  ALLOWED_RECIPIENT_DOMAINS: allowedRecipientDomains
   AI_MODE: aiMode
 }
 // Not given: what extraAppSettings say of them stays.
+var jobIdSettings = empty(jobIds) ? {} : { JOB_IDS: jobIds }
+var domainSettings = empty(allowedRecipientDomains) ? {} : { ALLOWED_RECIPIENT_DOMAINS: allowedRecipientDomains }
 var jobTagSettings = empty(jobTags) ? {} : { JOB_TAGS: string(jobTags) }
 var ownerSettings = empty(owners) ? {} : { OWNERS: string(owners) }
 var ownSettings = {
@@ -426,7 +426,7 @@ module app 'modules/functionApp.bicep' = {
     maximumInstanceCount: maximumInstanceCount
     instanceMemoryMB: instanceMemoryMB
     integrationSubnetId: integrationSubnetId
-    agentSettings: union(extraAppSettings, choiceSettings, jobTagSettings, ownerSettings, modelSettings, secretSettings, ownSettings)
+    agentSettings: union(extraAppSettings, choiceSettings, jobIdSettings, domainSettings, jobTagSettings, ownerSettings, modelSettings, secretSettings, ownSettings)
   }
   dependsOn: [roles, privateEndpoints] // the app starts with its rights and its network in place
 }

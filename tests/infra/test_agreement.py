@@ -23,6 +23,8 @@ MAIN = read("main.bicep")
 APP = read("modules/functionApp.bicep")
 SETTINGS_IN_MAIN = (
     "choiceSettings",
+    "jobIdSettings",
+    "domainSettings",
     "jobTagSettings",
     "ownerSettings",
     "modelSettings",
@@ -30,6 +32,11 @@ SETTINGS_IN_MAIN = (
     "ownSettings",
 )
 TABLE_SETTINGS = {"jobTagSettings": ("jobTags", "JOB_TAGS"), "ownerSettings": ("owners", "OWNERS")}
+LIST_SETTINGS = {
+    "jobIdSettings": ("jobIds", "JOB_IDS"),
+    "domainSettings": ("allowedRecipientDomains", "ALLOWED_RECIPIENT_DOMAINS"),
+}
+WHERE_GIVEN = {**TABLE_SETTINGS, **LIST_SETTINGS}
 """Variables that set something only where their parameter is given, and that parameter and setting."""
 
 HOST_SETTINGS = {
@@ -68,7 +75,7 @@ ROLES = {
 def settings_of(variable: str) -> Tree:
     """What a variable sets; where that depends on its parameter, what it sets where that is given."""
     value: Tree = MAIN.variable(variable)
-    found: Tree = value["operator"]["operands"]["false_value"] if variable in TABLE_SETTINGS else value
+    found: Tree = value["operator"]["operands"]["false_value"] if variable in WHERE_GIVEN else value
     return found
 
 
@@ -142,9 +149,9 @@ def test_json_settings_are_objects_for_whoever_deploys(variable: str, parameter:
     assert isinstance(RULES[setting], Table)
 
 
-@pytest.mark.parametrize(("variable", "parameter"), [(v, names[0]) for v, names in TABLE_SETTINGS.items()])
-def test_a_table_that_is_not_given_leaves_what_extra_app_settings_say(variable: str, parameter: str) -> None:
-    """Else an upgrade would empty JOB_TAGS where they stand there, and every job would be looked after."""
+@pytest.mark.parametrize(("variable", "parameter"), [(v, names[0]) for v, names in WHERE_GIVEN.items()])
+def test_what_is_not_given_leaves_what_extra_app_settings_say(variable: str, parameter: str) -> None:
+    """Else an upgrade would empty JOB_TAGS or JOB_IDS where they stand there, and every job would be looked after."""
     choice = MAIN.variable(variable)["operator"]
     asked = choice["operands"]["condition"]["function"]
     assert (choice["type"], asked["type"], list(asked["parameters"].values())) == ("conditional", "empty", [parameter])
